@@ -1,0 +1,259 @@
+"""The rows that stages exchange, and their Arrow schemas.
+
+Rows are flat: an annotation row carries the fields of its response, and a response row those of its problem, so that
+one file can be read on its own (by `datasets.load_dataset`, DuckDB or pandas). In Python the same data is nested:
+`Annotation.response.problem`. `to_row` and `from_row` convert.
+
+Masks and per-token lists are aligned with `response_ids` and unshifted: entry t belongs to the token at position t.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+KINDS = ("math", "choice", "exact", "custom", "gym")
+"""Kinds of answer: how the verifier extracts and compares (see `cruxtune.verifiers`)."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A question with a checkable answer."""
+
+    id: str
+    question: str
+    answer: str
+    kind: str = "math"
+    choices: list[str] | None = None
+    solution: str | None = None
+    source: str = ""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_row(self) -> dict[str, Any]:
+        """Return the row, metadata as a JSON string with sorted keys."""
+        return {
+            "id": self.id,
+            "question": self.question,
+            "answer": self.answer,
+            "kind": self.kind,
+            "choices": self.choices,
+            "solution": self.solution,
+            "source": self.source,
+            "metadata": json.dumps(self.metadata, sort_keys=True, ensure_ascii=False),
+        }
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Problem:
+        """Return the problem of a row; columns of later stages are ignored."""
+        values = {name: row[name] for name in PROBLEM_SCHEMA.names}
+        return cls(**{**values, "metadata": json.loads(values["metadata"])})
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the verifier says of one text.
+
+    `reason` names what decided: the form in which the answer was found ("boxed", "hash", "phrase", "last-number",
+    "choice", "exact", "custom", "gym"), or why there is none ("no-answer", "time-out", "crash").
+    """
+
+    correct: bool
+    extracted: str | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class Response:
+    """A policy's answer to one problem: ids as generated, never re-tokenised from text."""
+
+    problem: Problem
+    prompt_ids: list[int]
+    response_ids: list[int]
+    text: str
+    finish_reason: str
+    verdict: Verdict
+
+    def to_row(self) -> dict[str, Any]:
+        """Return the flat row."""
+        return {
+            **self.problem.to_row(),
+            "prompt_ids": self.prompt_ids,
+            "response_ids": self.response_ids,
+            "text": self.text,
+            "finish_reason": self.finish_reason,
+            **_verdict_row(self.verdict),
+        }
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Response:
+        """Return the response of a row; columns of later stages are ignored."""
+        return cls(
+            problem=Problem.from_row(row),
+            prompt_ids=row["prompt_ids"],
+            response_ids=row["response_ids"],
+            text=row["text"],
+            finish_reason=row["finish_reason"],
+            verdict=Verdict(row["correct"], row["extracted"], row["reason"]),
+        )
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """A correct response with what is known of each of its T tokens (k alternatives each).
+
+    Log-probabilities and entropies are in nats, under the policy, given prompt and response before the position.
+    `alternative_correct[t][r]` is None where the rollout was not needed to decide position t.
+    """
+
+    response: Response
+    alternatives: list[list[int]]
+    alternative_logprobs: list[list[float]]
+    alternative_correct: list[list[bool | None]]
+    logprobs: list[float]
+    entropies: list[float]
+    critical: list[bool]
+
+    def to_row(self) -> dict[str, Any]:
+        """Return the flat row."""
+        return {
+            **self.response.to_row(),
+            "alternatives": self.alternatives,
+            "alternative_logprobs": self.alternative_logprobs,
+            "alternative_correct": self.alternative_correct,
+            "logprobs": self.logprobs,
+            "entropies": self.entropies,
+            "critical": self.critical,
+        }
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Annotation:
+        """Return the annotation of a row."""
+        names = ("alternatives", "alternative_logprobs", "alternative_correct", "logprobs", "entropies", "critical")
+        return cls(response=Response.from_row(row), **{name: row[name] for name in names})
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One counterfactual: position t's token replaced by its alternative of that rank, then continued greedily.
+
+    `ids` is the whole counterfactual response: response[:position], the alternative, the continuation.
+    """
+
+    id: str
+    position: int
+    rank: int
+    ids: list[int]
+    finish_reason: str
+    verdict: Verdict
+
+    def to_row(self) -> dict[str, Any]:
+        """Return the flat row; `id` is the id of the problem whose response was changed."""
+        return {
+            "id": self.id,
+            "position": self.position,
+            "rank": self.rank,
+            "ids": self.ids,
+            "finish_reason": self.finish_reason,
+            **_verdict_row(self.verdict),
+        }
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One sampled (or greedy, sample 0 of temperature 0) response to a held-out problem.
+
+    `logprob` is the sum over the response's tokens and `entropy` the mean per token, in nats, both under the policy's
+    own distribution (temperature 1, nothing cut off).
+    """
+
+    id: str
+    sample: int
+    temperature: float
+    response_ids: list[int]
+    text: str
+    finish_reason: str
+    verdict: Verdict
+    logprob: float
+    entropy: float
+    length: int
+
+    def to_row(self) -> dict[str, Any]:
+        """Return the flat row; `id` is the problem's."""
+        return {
+            "id": self.id,
+            "sample": self.sample,
+            "temperature": self.temperature,
+            "response_ids": self.response_ids,
+            "text": self.text,
+            "finish_reason": self.finish_reason,
+            **_verdict_row(self.verdict),
+            "logprob": self.logprob,
+            "entropy": self.entropy,
+            "length": self.length,
+        }
+
+
+def _verdict_row(verdict: Verdict) -> dict[str, Any]:
+    return {"correct": verdict.correct, "extracted": verdict.extracted, "reason": verdict.reason}
+
+
+_IDS = pa.list_(pa.int32())
+_VERDICT = {"correct": pa.bool_(), "extracted": pa.string(), "reason": pa.string()}
+
+_PROBLEM = {
+    "id": pa.string(),
+    "question": pa.string(),
+    "answer": pa.string(),
+    "kind": pa.string(),
+    "choices": pa.list_(pa.string()),
+    "solution": pa.string(),
+    "source": pa.string(),
+    "metadata": pa.string(),
+}
+_RESPONSE = {
+    **_PROBLEM,
+    "prompt_ids": _IDS,
+    "response_ids": _IDS,
+    "text": pa.string(),
+    "finish_reason": pa.string(),
+    **_VERDICT,
+}
+_ANNOTATION = {
+    **_RESPONSE,
+    "alternatives": pa.list_(_IDS),
+    "alternative_logprobs": pa.list_(pa.list_(pa.float32())),
+    "alternative_correct": pa.list_(pa.list_(pa.bool_())),
+    "logprobs": pa.list_(pa.float32()),
+    "entropies": pa.list_(pa.float32()),
+    "critical": pa.list_(pa.bool_()),
+}
+_ROLLOUT = {
+    "id": pa.string(),
+    "position": pa.int32(),
+    "rank": pa.int32(),
+    "ids": _IDS,
+    "finish_reason": pa.string(),
+    **_VERDICT,
+}
+_EVALUATION = {
+    "id": pa.string(),
+    "sample": pa.int32(),
+    "temperature": pa.float32(),
+    "response_ids": _IDS,
+    "text": pa.string(),
+    "finish_reason": pa.string(),
+    **_VERDICT,
+    "logprob": pa.float32(),
+    "entropy": pa.float32(),
+    "length": pa.int32(),
+}
+
+PROBLEM_SCHEMA = pa.schema(_PROBLEM)
+RESPONSE_SCHEMA = pa.schema(_RESPONSE)
+ANNOTATION_SCHEMA = pa.schema(_ANNOTATION)
+ROLLOUT_SCHEMA = pa.schema(_ROLLOUT)
+EVALUATION_SCHEMA = pa.schema(_EVALUATION)

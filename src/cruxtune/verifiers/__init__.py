@@ -1,0 +1,1 @@
+"""Is the answer right? Extraction, comparison and the worker processes they run in."""
