@@ -205,21 +205,29 @@ class DatasetWriter(Workspace):
             _write_parquet(table, self._shard(name, group))
 
     def close(self, **values: Any) -> dict[str, Any]:
-        """Add up the groups' accounting, mark the dataset complete and return the manifest.
+        """Mark the dataset complete, with its rows, accounting and fingerprint, and return the manifest.
 
         Raises:
             StoreError: some groups are not finished.
         """
         if missing := self.pending():
             raise StoreError(f"{self.path}: {len(missing)} of {self._groups} groups are not finished")
-        shards = [self._shard(MAIN_TABLE, group) for group in range(self._groups)]
-        totals: dict[str, float] = {}
-        for shard in shards:
-            metadata = pq.read_schema(shard).metadata or {}
-            for name, value in json.loads(metadata[_GROUP_KEY])["accounting"].items():
-                totals[name] = totals.get(name, 0) + value
+        shards = self._finished()
         rows = sum(pq.read_metadata(shard).num_rows for shard in shards)
-        return self.finish(rows=rows, accounting=totals, fingerprint=table_fingerprint(shards), **values)
+        return self.finish(rows=rows, accounting=self.accounting(), fingerprint=table_fingerprint(shards), **values)
+
+    def accounting(self) -> dict[str, float]:
+        """Return the sums over the finished groups, whichever process finished them."""
+        totals: dict[str, float] = {}
+        for shard in self._finished():
+            note = json.loads(pq.read_schema(shard).metadata[_GROUP_KEY])
+            for name, value in note["accounting"].items():
+                totals[name] = round(totals.get(name, 0) + value, 3)
+        return totals
+
+    def _finished(self) -> list[Path]:
+        shards = (self._shard(MAIN_TABLE, group) for group in range(self._groups))
+        return [shard for shard in shards if shard.exists()]
 
     def _shard(self, table: str, group: int) -> Path:
         return self.path / table / f"part-{group:05d}.parquet"

@@ -11,14 +11,15 @@ Only the text after the last `</think>` is read, where there is one.
 from __future__ import annotations
 
 import re
-import string
 import unicodedata
-from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 NO_ANSWER = "no-answer"
 FALLBACK_REASONS = frozenset({"last-number", "last-letter", "last-line"})
 """Reasons of verdicts on a guessed answer: the text had no explicit form."""
+
+
+Reach = Literal["sentence", "line", "text"]
 
 
 class Found(NamedTuple):
@@ -33,7 +34,7 @@ NOTHING = Found(None, NO_ANSWER)
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _HASH = re.compile(r"(?<!#)####(?!#)[ \t]*((?:(?!####)[^\n])*)")
 _PHRASE = re.compile(
-    r"""\banswer\b[*_]{0,3}
+    r"""\b(?:answer(?:\ (?:choice|option))?|(?:correct|best|right)\ (?:option|choice))\b[*_]{0,3}
     (?:\s(?:to|for|of|in)\s[^\n.:=?]{1,100}?)?            # the answer to the question
     (?:(?P<verb>\s+(?:is|would\ be|should\ be|must\ be|will\ be)\b)(?!\s+not\b)(?:\s+(?:therefore|thus|simply))?\s*[:=]?
       |\s*:)                                              # Answer:
@@ -58,7 +59,7 @@ _NUMBER = re.compile(
 _WORDS = re.compile(r"(?:\s|\\[$ ]|[A-Za-z'’]{2,}|\ba\b|[.,;:!$€£()*\"–-])*")
 # Words that are part of a number's value: "2 pi" and "3 million" must not be cut down to 2 and 3.
 _VALUE_WORD = re.compile(r"\b(?:pi|sqrt|sin|cos|tan|log|ln|exp|mod|hundred|thousand|million|billion|dozen)\b", re.I)
-_TEXT_MACRO = re.compile(r"\\(?:text|textbf|textrm|textit|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
+TEXT_MACRO = re.compile(r"\\(?:text|textbf|textrm|textit|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
 _DIGIT_GROUP = re.compile(r"(?<=\d)(?:\{,\}|\\,|\\!,?|,\\!)(?=\d{3})")
 
 
@@ -80,7 +81,7 @@ def clean(answer: str) -> str:
     before = None
     while answer != before:
         before = answer
-        answer = answer.strip(" \t\r\n*`\"“”").rstrip(".,;:!")
+        answer = answer.strip(' \t\r\n*`"“”').rstrip(".,;:!")
         for left, right in (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]")):
             inner = answer[len(left) : -len(right)]
             if answer.startswith(left) and answer.endswith(right) and inner and left not in inner:
@@ -88,24 +89,29 @@ def clean(answer: str) -> str:
     return answer
 
 
-def explicit_forms(text: str, multiline: bool = False) -> list[Found]:
+def explicit_forms(text: str, reach: Reach = "sentence") -> list[Found]:
     r"""Return the explicit answers of a text in order, uncleaned and without empty ones.
 
     Args:
         text: the response's answer text.
-        multiline: `####` and phrases reach to the end of the text, for answers that are grids.
+        reach: how far a phrase's answer goes: to the end of its sentence, of its line ("B. Heparin" is one option), or
+            of the text (grids; `####` reaches as far then, and to the end of its line otherwise).
 
     >>> explicit_forms(r"The answer is 3. No: \boxed{\frac{1}{2}}")
     [Found(answer='3', form='phrase'), Found(answer='\\frac{1}{2}', form='boxed')]
     """
     found = [(match.start(), Found(_balanced(text, match.end()), "boxed")) for match in _BOX.finditer(text)]
     for match in _HASH.finditer(text):
-        answer = text[match.start(1) :] if multiline else match[1]
-        if not _HEADING.match(answer.strip(" *")) or (multiline and "\n" in answer.strip()):
-            found.append((match.start(), Found(answer.rstrip(" #"), "hash")))
+        answer = text[match.start(1) :] if reach == "text" else match[1]
+        if not _HEADING.match(match[1].strip(" *")):
+            found.append((match.start(), Found(answer, "hash")))
     for match in _PHRASE.finditer(text):
-        answer = text[match.start("answer") :] if multiline else _sentence(match["answer"])
-        if match["verb"] or multiline or len(answer.split()) <= _LABEL_WORDS:
+        answer = match["answer"]
+        if reach == "text":
+            answer = text[match.start("answer") :]
+        elif reach == "sentence" and not answer.startswith(("$$", r"\[")):
+            answer = _SENTENCE_END.split(answer, maxsplit=1)[0]
+        if match["verb"] or reach != "sentence" or len(answer.split()) <= _LABEL_WORDS:
             found.append((match.start(), Found(answer, "phrase")))
     return [form for _, form in sorted(found, key=lambda item: item[0]) if form.answer and form.answer.strip()]
 
@@ -130,14 +136,14 @@ def extract_math(text: str, strict: bool = False) -> Found:
 
 
 def extract_exact(text: str, strict: bool = False) -> Found:
-    """Return the answer to a problem that is compared as a string; without a form, the last line.
+    r"""Return the answer to a problem that is compared as a string; without a form, the last line.
 
-    >>> extract_exact("Let me think.\\nThe capital is known: the answer is Paris."), extract_exact("Paris")
+    >>> extract_exact("Let me think.\nThe capital is known: the answer is Paris."), extract_exact("Paris")
     (Found(answer='Paris', form='phrase'), Found(answer='Paris', form='last-line'))
     """
     text = answer_text(text)
     for answer, form in reversed(explicit_forms(text)):
-        if value := _TEXT_MACRO.sub(r"\1", clean(answer or "")).strip():
+        if value := TEXT_MACRO.sub(r"\1", clean(answer or "")).strip():
             return Found(value, form)
     lines = [] if strict else last_lines(text, 1)
     return Found(clean(lines[0]) or lines[0], "last-line") if lines else NOTHING
@@ -154,7 +160,7 @@ def extract_gym(text: str, gold: str, strict: bool = False) -> Found:
     """
     text = answer_text(text)
     gold_lines = gold.strip().count("\n") + 1
-    for answer, form in reversed(explicit_forms(text, multiline=gold_lines > 1)):
+    for answer, form in reversed(explicit_forms(text, "text" if gold_lines > 1 else "sentence")):
         value = _unfenced((answer or "").strip("\r\n"))
         value = clean(value) if form == "phrase" and gold_lines == 1 else _unwrapped(value)
         if value:
@@ -168,39 +174,74 @@ def extract_gym(text: str, gold: str, strict: bool = False) -> Found:
     return Found("\n".join(lines), "last-line") if lines else NOTHING
 
 
-def extract_choice(text: str, gold: str, choices: Sequence[str] | None, strict: bool = False) -> Found:
-    r"""Return the option that a response chooses, named as the gold is: by letter, or by the option's text.
+def lone_number(answer: str) -> str | None:
+    r"""Return the number of an answer that is one number among words, else None.
 
-    Args:
-        text: the response's text.
-        gold: the right option: its letter, its text, or (without choices) yes, no or maybe.
-        choices: the options' texts in order: the first is A.
-        strict: do not fall back to the last letter that stands alone.
-
-    >>> extract_choice("Hence the answer is (B).", "A", ["aspirin", "heparin"])
-    Found(answer='B', form='phrase')
-    >>> extract_choice("It must be heparin.\n\nheparin", "A", ["aspirin", "heparin"])
-    Found(answer='B', form='line')
+    >>> lone_number("18 dollars per day"), lone_number(r"$18 \text{ per day}"), lone_number("3 (pounds)")
+    ('18', '18', '3')
+    >>> lone_number("x = 5"), lone_number("2 pi"), lone_number("5 hours and 20 minutes"), lone_number("6th")
+    (None, None, None, None)
     """
-    text = answer_text(text)
-    labels, texts = _options(gold, choices)
-    names = labels if gold_letter(gold, choices) else texts
-    found = [(form.form, _option(form.answer or "", labels, texts)) for form in explicit_forms_by_line(text)]
-    if lines := last_lines(text, 1):
-        found.append(("line", _option(lines[0], labels, texts, whole=True)))
-    for form, index in reversed(found):
-        if index is not None:
-            return Found(names[index], form)
-    letters = [] if strict or not labels else re.findall(rf"(?<![\w'’])({'|'.join(labels)})(?![\w'’])(?! [a-z])", text)
-    return Found(names[labels.index(letters[-1])], "last-letter") if letters else NOTHING
+    plain = TEXT_MACRO.sub(r" \1 ", _DIGIT_GROUP.sub(",", answer))
+    matches = list(_NUMBER.finditer(plain))
+    if len(matches) != 1 or plain[matches[0].end() :][:1].isalpha():
+        return None
+    rest = f"{plain[: matches[0].start()]} {plain[matches[0].end() :]}"
+    return _number(matches[0]) if _WORDS.fullmatch(rest) and not _VALUE_WORD.search(rest) else None
 
 
-def explicit_forms_by_line(text: str) -> list[Found]:
-    """Return the explicit forms with phrases up to the end of the line: "the answer is B. Heparin" is one answer."""
-    forms = [form for form in explicit_forms(text) if form.form != "phrase"]
-    if forms and forms[-1].form == "boxed" and not _PHRASE.search(text, text.rindex(forms[-1].answer or "")):
-        return forms
-    phrases = [(match.start(), Found(match["answer"], "phrase")) for match in _PHRASE.finditer(text)]
-    others = [(match.start(), Found(_balanced(text, match.end()), "boxed")) for match in _BOX.finditer(text)]
-    hashes = [(match.start(), Found(match[1], "hash")) for match in _HASH.finditer(text)]
-    return [form for _, form in sorted(phrases + others + hashes, key=lambda item: item[0]) if form.answer]
+def last_number(text: str) -> str | None:
+    r"""Return the last number of a text, without currency sign.
+
+    >>> last_number("from 1,200 down by -$3.50."), last_number(r"that is $\frac{3}{4}$ or 75 %")
+    ('-3.50', '75%')
+    >>> last_number("10-5 of them, i.e. 3/8"), last_number("none of H2O")
+    ('3/8', None)
+    """
+    matches = list(_NUMBER.finditer(_DIGIT_GROUP.sub(",", text)))
+    return _number(matches[-1]) if matches else None
+
+
+def last_lines(text: str, count: int) -> list[str]:
+    """Return the last `count` lines that are not blank, stripped of trailing white space."""
+    return [line.rstrip() for line in text.splitlines() if line.strip()][-count:]
+
+
+def normalised(text: str) -> str:
+    """Return a string's form for comparison: NFKC, no case, single spaces, no surrounding punctuation or quotes.
+
+    >>> normalised(" “New  York.” "), normalised("$5"), normalised("Ｙｅｓ")
+    ('new york', '5', 'yes')
+    """
+    folded = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    return folded.strip(" .,;:!?\"'“”‘’`*_$") or folded
+
+
+def _number(match: re.Match[str]) -> str:
+    if match["fraction"]:
+        return match["fraction"].replace("−", "-")
+    sign = "-" if match["sign"] or match["sign2"] else ""
+    return sign + match["digits"] + (match["over"] or "") + ("%" if match["percent"] else "")
+
+
+def _balanced(text: str, start: int) -> str | None:
+    """Return the text from `start` to the brace that closes the one before it; None where generation stopped first."""
+    depth = 1
+    for brace in re.finditer(r"\\.|[{}]", text[start:], re.DOTALL):
+        depth += {"{": 1, "}": -1}.get(brace[0], 0)
+        if depth == 0:
+            return text[start : start + brace.start()]
+    return None
+
+
+def _unwrapped(answer: str) -> str:
+    """Return an answer without Markdown bold or maths delimiters around the whole of it."""
+    answer = answer.rstrip() if "\n" in answer else answer.strip()
+    match = re.fullmatch(r"\*\*(.+)\*\*|\$([^$]+)\$|\\\((.+)\\\)|\\text\{([^{}]*)\}", answer, re.DOTALL)
+    return next(group for group in match.groups() if group is not None) if match else answer
+
+
+def _unfenced(text: str) -> str:
+    """Return the content of the last code fence that the text consists of or ends with, else the text."""
+    match = re.search(r"```[a-z]*\n((?:(?!```).)*?)\n?```\s*$", text, re.DOTALL)
+    return match[1] if match else text

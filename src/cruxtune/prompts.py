@@ -1,0 +1,156 @@
+"""From problems to prompt ids and from ids to text: the only place that knows the tokenizer.
+
+Every stage renders with the same settings, so that a policy is asked the same way when it responds, trains and is
+evaluated. Responses are never re-tokenised: their ids are kept as generated.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cruxtune.errors import ConfigError, DataError, ModelError
+from cruxtune.records import Problem
+from cruxtune.settings import PromptSettings
+
+CHAT_INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
+CHOICE_INSTRUCTION = "Please reason step by step, and put the letter of your choice within \\boxed{}."
+_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_NOW = re.compile(r"strftime_now\(\s*(?P<quote>['\"])(?P<format>.*?)(?P=quote)\s*\)")
+
+
+class Renderer:
+    """A tokenizer with the prompt settings applied.
+
+    Raises:
+        ConfigError: template "chat" without a chat template, or a date that is none.
+    """
+
+    def __init__(self, tokenizer: Any, settings: PromptSettings) -> None:
+        self.tokenizer = tokenizer
+        self._settings = settings
+        template = tokenizer.chat_template
+        if settings.template == "chat" and not template:
+            raise ConfigError("--template chat, but the tokenizer has no chat template; use --template plain")
+        self.chat = settings.template != "plain" and bool(template)
+        if settings.system is not None and not self.chat:
+            raise ConfigError(f"--system {settings.system!r} needs a chat template; leave it out, or use --template chat")
+        self._template = _pin_date(template, settings.date) if self.chat else None
+
+    def render(self, problem: Problem) -> list[int]:
+        """Return the prompt ids of a problem, up to where the response begins.
+
+        Raises:
+            DataError: the chat template refuses the messages.
+        """
+        text = self.user_text(problem)
+        if not self.chat:
+            return self._without_final_eos(self.tokenizer(f"Question: {text}\nAnswer:")["input_ids"])
+        messages = [{"role": "user", "content": text}]
+        if self._settings.system is not None:
+            messages.insert(0, {"role": "system", "content": self._settings.system})
+        try:
+            encoded = self.tokenizer.apply_chat_template(
+                messages, chat_template=self._template, add_generation_prompt=True, tokenize=True, return_dict=True
+            )
+        except Exception as error:  # a template is the model author's code: it raises what it likes
+            raise DataError(f"the chat template fails on problem {problem.id} ({error}); use --template plain") from error
+        return list(encoded["input_ids"])
+
+    def user_text(self, problem: Problem) -> str:
+        """Return the question with its options and the instruction."""
+        parts = [problem.question]
+        if problem.choices:
+            parts.append("\n".join(f"{letter}. {text}" for letter, text in zip(_LETTERS, problem.choices, strict=False)))
+        instruction = self._settings.instruction
+        if instruction is None and self.chat:
+            instruction = CHOICE_INSTRUCTION if problem.choices else CHAT_INSTRUCTION
+        if instruction:
+            parts.append(instruction)
+        return "\n".join(parts)
+
+    def solution_ids(self, problem: Problem) -> list[int]:
+        """Return the ids of the worked solution as a response, ended by the tokenizer's end-of-sequence token.
+
+        The plain template ends in "Answer:", so that a solution there begins with a space.
+
+        Raises:
+            DataError: the problem has no worked solution.
+            ModelError: the tokenizer has no end-of-sequence token.
+        """
+        if not problem.solution:
+            raise DataError(
+                f"problem {problem.id} has no worked solution, and --method gold trains on them; "
+                "map a column with --field solution=COLUMN"
+            )
+        if self.tokenizer.eos_token_id is None:
+            raise ModelError("the tokenizer has no end-of-sequence token, so that a response could never end; set one")
+        text = worked_solution(problem) if self.chat else " " + worked_solution(problem)
+        return [*self.tokenizer(text, add_special_tokens=False)["input_ids"], self.tokenizer.eos_token_id]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of response ids, special tokens left out: what the verifier reads."""
+        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """Return what each token adds to the text, special tokens shown.
+
+        A character of several tokens belongs to its last one, so that the pieces concatenate to the text.
+        """
+        pieces, done = [], ""
+        for end in range(1, len(ids) + 1):
+            text = self.tokenizer.decode(ids[:end], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+            whole = text.startswith(done) and (not text.endswith("\ufffd") or end == len(ids))
+            pieces.append(text[len(done) :] if whole else "")
+            done = text if whole else done
+        return pieces
+
+    def facts(self) -> dict[str, Any]:
+        """Return what identifies tokenizer and template, for manifests."""
+        template = hashlib.sha256(self._template.encode()).hexdigest() if self._template else None
+        return {
+            "tokenizer": tokenizer_hash(self.tokenizer),
+            "chat_template": template,
+            "template_date": self._settings.date if self.chat else None,
+        }
+
+    def _without_final_eos(self, ids: list[int]) -> list[int]:
+        # Some tokenizers end every text with EOS; a prompt that ends so would ask for nothing.
+        return ids[:-1] if len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id else ids
+
+
+def worked_solution(problem: Problem) -> str:
+    """Return the worked solution with its answer stated, so that the verifier finds it.
+
+    >>> worked_solution(Problem("p", "1 + 1?", "2", solution="One and one make two."))
+    'One and one make two.\\n#### 2'
+    >>> worked_solution(Problem("p", "1 + 1?", "2", solution="So \\\\boxed{2}."))
+    'So \\\\boxed{2}.'
+    """
+    solution = (problem.solution or "").strip()
+    stated = "####" in solution or "\\boxed" in solution
+    return solution if stated else f"{solution}\n#### {problem.answer}"
+
+
+def tokenizer_hash(tokenizer: Any) -> str:
+    """Return a hash of what ids mean: the vocabulary with its added tokens."""
+    vocabulary: Mapping[str, int] = tokenizer.get_vocab()
+    text = json.dumps(sorted(vocabulary.items(), key=lambda item: (item[1], item[0])), ensure_ascii=True)
+    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def _pin_date(template: str, date: str) -> str:
+    """Replace a template's calls for today's date by a fixed one: a prompt must not depend on the day.
+
+    >>> _pin_date('{{ strftime_now("%d %b %Y") }}', "2024-07-26")
+    "{{ '26 Jul 2024' }}"
+    """
+    try:
+        day = datetime.date.fromisoformat(date)
+    except ValueError as error:
+        raise ConfigError(f"--date {date!r} is no date; write it as YYYY-MM-DD") from error
+    return _NOW.sub(lambda call: repr(day.strftime(call["format"])), template)

