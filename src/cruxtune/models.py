@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import io
 import json
 import logging
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,7 +71,9 @@ def locate(settings: ModelSettings) -> Location:
             raise ModelError(f"--model {name} is itself an adapter; give its base model to --model, or drop --adapter")
         base = json.loads((path / ADAPTER_CONFIG).read_text()).get("base_model_name_or_path")
         if not base:
-            raise ModelError(f"--model {name} is an adapter that names no base model; give --model BASE --adapter {name}")
+            raise ModelError(
+                f"--model {name} is an adapter that names no base model; give --model BASE --adapter {name}"
+            )
         below = locate(settings.model_copy(update={"model": base}))
         return Location(below.source, below.gguf, str(path))
     if path.is_dir():
@@ -88,7 +92,9 @@ def fingerprint(settings: ModelSettings) -> str:
     is its name and revision, and the commit is among the facts once it is loaded.
     """
     where = locate(settings)
-    parts = [_hash_files(Path(where.source), where.gguf) if where.local else f"{where.source}@{settings.revision or 'main'}"]
+    parts = [
+        _hash_files(Path(where.source), where.gguf) if where.local else f"{where.source}@{settings.revision or 'main'}"
+    ]
     if where.adapter is not None:
         local = Path(where.adapter).is_dir()
         parts.append("adapter " + (_hash_files(Path(where.adapter), None) if local else where.adapter))
@@ -136,14 +142,15 @@ def load_model(settings: ModelSettings) -> tuple[Any, Any]:
     options: dict[str, Any] = {"revision": settings.revision, "trust_remote_code": settings.trust_remote_code}
     if where.gguf:
         options["gguf_file"] = where.gguf
-    with _quiet(), _explained(settings.model):
+    # The GGUF reader draws a bar that no setting turns off.
+    with quiet_libraries(), redirect_stderr(io.StringIO()), _explained(settings.model):
         model = AutoModelForCausalLM.from_pretrained(where.source, dtype=dtype, **options)
         if where.gguf:
             # What was dequantised is an ordinary model; with these left, save_pretrained refuses.
             del model.config.quantization_config
-            model.hf_quantizer = None
-            model.is_quantized = False
-            model.quantization_method = None
+            for name in ("hf_quantizer", "is_quantized", "quantization_method"):
+                if hasattr(model, name):
+                    delattr(model, name)
             model.to(dtype)
         if where.adapter:
             from peft import PeftModel
@@ -163,7 +170,7 @@ def load_tokenizer(settings: ModelSettings) -> Any:
 
     where = locate(settings)
     options = {"gguf_file": where.gguf} if where.gguf else {}
-    with _quiet(), _explained(settings.model):
+    with quiet_libraries(), _explained(settings.model):
         return AutoTokenizer.from_pretrained(
             where.source, revision=settings.revision, trust_remote_code=settings.trust_remote_code, **options
         )
@@ -263,20 +270,24 @@ def _explained(name: str) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence transformers' bars and remarks while it loads; what matters is raised."""
+def quiet_libraries() -> Iterator[None]:
+    """Silence the bars and remarks of the Hugging Face libraries about what is meant; what matters is raised."""
+    from datasets.utils import logging as datasets_logging
     from transformers.utils import logging as hf_logging
 
-    verbosity, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
-    hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()
-    gguf = logging.getLogger("gguf")
-    level = gguf.level
-    gguf.setLevel(logging.ERROR)
+    names = ("transformers", "trl", "accelerate", "datasets", "peft", "gguf")
+    levels = {name: logging.getLogger(name).level for name in names}
+    for name in names:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    bars = [module for module in (hf_logging, datasets_logging) if module.is_progress_bar_enabled()]
+    for module in bars:
+        module.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
-        gguf.setLevel(level)
-        hf_logging.set_verbosity(verbosity)
-        if bars:
-            hf_logging.enable_progress_bar()
+        for module in bars:
+            module.enable_progress_bar()
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)

@@ -38,7 +38,9 @@ class Renderer:
             raise ConfigError("--template chat, but the tokenizer has no chat template; use --template plain")
         self.chat = settings.template != "plain" and bool(template)
         if settings.system is not None and not self.chat:
-            raise ConfigError(f"--system {settings.system!r} needs a chat template; leave it out, or use --template chat")
+            raise ConfigError(
+                f"--system {settings.system!r} needs a chat template; leave it out, or use --template chat"
+            )
         self._template = _pin_date(template, settings.date) if self.chat else None
 
     def render(self, problem: Problem) -> list[int]:
@@ -58,14 +60,18 @@ class Renderer:
                 messages, chat_template=self._template, add_generation_prompt=True, tokenize=True, return_dict=True
             )
         except Exception as error:  # a template is the model author's code: it raises what it likes
-            raise DataError(f"the chat template fails on problem {problem.id} ({error}); use --template plain") from error
+            raise DataError(
+                f"the chat template fails on problem {problem.id} ({error}); use --template plain"
+            ) from error
         return list(encoded["input_ids"])
 
     def user_text(self, problem: Problem) -> str:
         """Return the question with its options and the instruction."""
         parts = [problem.question]
         if problem.choices:
-            parts.append("\n".join(f"{letter}. {text}" for letter, text in zip(_LETTERS, problem.choices, strict=False)))
+            parts.append(
+                "\n".join(f"{letter}. {text}" for letter, text in zip(_LETTERS, problem.choices, strict=False))
+            )
         instruction = self._settings.instruction
         if instruction is None and self.chat:
             instruction = CHOICE_INSTRUCTION if problem.choices else CHAT_INSTRUCTION

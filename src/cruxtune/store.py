@@ -35,7 +35,17 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 MAIN_TABLE = "data"
 _GROUP_KEY = b"cruxtune.group"
-_LIBRARIES = ("cruxtune", "torch", "transformers", "trl", "peft", "accelerate", "math-verify", "reasoning-gym", "pyarrow")
+_LIBRARIES = (
+    "cruxtune",
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "accelerate",
+    "math-verify",
+    "reasoning-gym",
+    "pyarrow",
+)
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -70,7 +80,9 @@ class Workspace:
             raise
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._release()
 
     @property
@@ -145,7 +157,9 @@ class Workspace:
     def _clear(self) -> None:
         entries = [entry for entry in self.path.iterdir() if entry.name != ".lock"]
         if entries and not (self.path / MANIFEST).exists():
-            raise StoreError(f"--overwrite: {self.path} has no {MANIFEST}, so it is not ours to delete; remove it yourself")
+            raise StoreError(
+                f"--overwrite: {self.path} has no {MANIFEST}, so it is not ours to delete; remove it yourself"
+            )
         # The manifest goes last: a crash half-way leaves a directory that --overwrite still recognises.
         for entry in sorted(entries, key=lambda entry: entry.name == MANIFEST):
             shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
@@ -237,7 +251,9 @@ class DatasetWriter(Workspace):
             f"- config_name: {'default' if name == MAIN_TABLE else name}\n  data_files: {name}/*.parquet\n"
             for name in sorted(self._tables, key=lambda name: name != MAIN_TABLE)
         )
-        return f"---\nconfigs:\n{configs}---\nWritten by `cruxtune {self.stage}`; `{MANIFEST}` says with which settings.\n"
+        return (
+            f"---\nconfigs:\n{configs}---\nWritten by `cruxtune {self.stage}`; `{MANIFEST}` says with which settings.\n"
+        )
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -252,9 +268,13 @@ def read_manifest(path: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(file.read_bytes())
     except ValueError as error:
-        raise StoreError(f"{file} is not valid JSON ({error}); restore it, or run the stage with --overwrite") from error
+        raise StoreError(
+            f"{file} is not valid JSON ({error}); restore it, or run the stage with --overwrite"
+        ) from error
     if manifest.get("format") != FORMAT:
-        raise StoreError(f"{file} has format {manifest.get('format')}, this version reads {FORMAT}; run the stage again")
+        raise StoreError(
+            f"{file} has format {manifest.get('format')}, this version reads {FORMAT}; run the stage again"
+        )
     return manifest
 
 

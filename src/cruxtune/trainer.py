@@ -7,21 +7,24 @@ The loss is L = −Σ_t c_t log p_θ(y_t | Q, y_<t) / Σ_t c_t over the batch (D
 from __future__ import annotations
 
 import json
-import logging
+import math
+import os
 import shutil
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from cruxtune.errors import ConfigError
+from cruxtune.errors import ConfigError, DataError
 from cruxtune.masks import TrainingRow
-from cruxtune.models import computes_in_bfloat16, locate, pick_device
+from cruxtune.models import computes_in_bfloat16, locate, pick_device, quiet_libraries
 from cruxtune.progress import bar
 from cruxtune.settings import LoraSettings, ModelSettings, TrainSettings
 
 STATE = "trainer_state.json"
+SAVE_EVERY = 180.0
+"""Seconds of training between checkpoints: the most that a crash costs. A checkpoint is three times the weights."""
+_NEVER = 10**9
 
 
 def training_model_settings(model: ModelSettings, lora: LoraSettings) -> ModelSettings:
@@ -47,6 +50,9 @@ def build_trainer(
     from peft import LoraConfig
     from trl import SFTConfig, SFTTrainer
 
+    # The environment would override bf16 silently, and TRL reports its use to the Hub.
+    os.environ.pop("ACCELERATE_MIXED_PRECISION", None)
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     device = pick_device(asked.device)
     micro = settings.micro_batch_size or settings.batch_size
     options: dict[str, Any] = {
@@ -56,15 +62,18 @@ def build_trainer(
         "per_device_train_batch_size": micro,
         "gradient_accumulation_steps": settings.batch_size // micro,
         "seed": settings.output.seed,
+        # Spaced, since an epoch's order is drawn from data_seed + epoch; unset, it would depend on what ran before.
+        "data_seed": settings.output.seed * 1000,
         "max_length": None,
         "use_cpu": device == "cpu",
         "bf16": asked.dtype == "auto" and computes_in_bfloat16(device),
-        "gradient_checkpointing": device.startswith("cuda"),
-        # A tenth of the run is the most that a crash costs; the last state is saved as the result, not as a checkpoint.
+        "activation_checkpointing": device.startswith("cuda"),
+        # By default the clock decides when to save (see `run_trainer`); a recipe may name steps instead.
         "save_strategy": "steps",
-        "save_steps": 0.1,
+        "save_steps": _NEVER,
         "save_total_limit": 1,
         "logging_steps": 1,
+        "logging_nan_inf_filter": False,
         "disable_tqdm": True,
         "report_to": "none",
         **settings.trainer,
@@ -82,7 +91,7 @@ def build_trainer(
         task_type="CAUSAL_LM",
     )
     dataset = Dataset.from_list([{"input_ids": row.input_ids, "labels": row.labels} for row in rows])
-    with _quiet():
+    with quiet_libraries():
         return SFTTrainer(
             model=model,
             args=config,
@@ -103,13 +112,28 @@ def run_trainer(trainer: Any, title: str, *, on_save: Callable[[], None]) -> lis
     checkpoint = last_checkpoint(work)
     advance: Any = None
 
+    saved = time.monotonic()
+
     class Shown(TrainerCallback):  # type: ignore[misc]
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             advance(1)
+            if args.save_steps == _NEVER:
+                control.should_save = time.monotonic() - saved > SAVE_EVERY
             if state.global_step >= state.max_steps:
+                # The last state is saved as the result.
                 control.should_save = False
 
+        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+            loss = (logs or {}).get("loss")
+            if loss is not None and not math.isfinite(loss):
+                raise DataError(
+                    f"the loss is {loss} at step {state.global_step}, so that every weight would be lost; "
+                    "lower --learning-rate, or use --dtype float32"
+                )
+
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            nonlocal saved
+            saved = time.monotonic()
             on_save()
 
     trainer.remove_callback(PrinterCallback)
@@ -117,7 +141,7 @@ def run_trainer(trainer: Any, title: str, *, on_save: Callable[[], None]) -> lis
     per_epoch = -(-len(trainer.get_train_dataloader()) // trainer.args.gradient_accumulation_steps)
     steps = trainer.args.max_steps if trainer.args.max_steps > 0 else round(per_epoch * trainer.args.num_train_epochs)
     done = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
-    with bar(title, steps, "steps", done) as advance, _quiet():
+    with bar(title, steps, "steps", done) as advance, quiet_libraries():
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     return [
         {name: entry[name] for name in ("step", "epoch", "loss", "grad_norm", "learning_rate") if name in entry}
@@ -127,16 +151,30 @@ def run_trainer(trainer: Any, title: str, *, on_save: Callable[[], None]) -> lis
 
 
 def last_checkpoint(work: Path) -> Path | None:
-    """Return the newest checkpoint that was saved whole: the trainer writes its state file last."""
-    found = sorted(work.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
-    for path in found:
+    """Return the newest checkpoint that was saved whole; parts of one are deleted.
+
+    The trainer writes its state file last, and takes a checkpoint without an optimizer for one that never had any.
+    """
+    for path in sorted(work.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True):
         try:
             json.loads((path / STATE).read_text())
+            if all((path / name).is_file() for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth")):
+                return path
         except (OSError, ValueError):
-            shutil.rmtree(path)
-            continue
-        return path
+            pass
+        shutil.rmtree(path)
     return None
+
+
+def save_result(trainer: Any, tokenizer: Any, output: Path) -> None:
+    """Save what was trained as a plain checkpoint (or adapter), with the tokenizer as it was before training."""
+    model = trainer.model
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    # TRL turns the cache off in the config of the model that it trains.
+    inner.config.use_cache = True
+    with quiet_libraries():
+        model.save_pretrained(output)
+        tokenizer.save_pretrained(output)
 
 
 def prepare_base(model: Any, tokenizer: Any, asked: ModelSettings, output: Path) -> None:
@@ -144,29 +182,8 @@ def prepare_base(model: Any, tokenizer: Any, asked: ModelSettings, output: Path)
     where = locate(asked)
     base = output / "base" if where.gguf else Path(where.source)
     if where.gguf and not (base / "config.json").exists():
-        model.save_pretrained(base)
-        tokenizer.save_pretrained(base)
+        with quiet_libraries():
+            model.save_pretrained(base)
+            tokenizer.save_pretrained(base)
     model.config._name_or_path = str(base) if where.gguf or where.local else where.source
     model.name_or_path = model.config._name_or_path
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the trainer's remarks about defaults that are set on purpose; errors still come through."""
-    names = ("transformers", "transformers.trainer", "trl", "accelerate", "datasets", "peft")
-    before = {name: logging.getLogger(name).level for name in names}
-    for name in names:
-        logging.getLogger(name).setLevel(logging.ERROR)
-    from datasets.utils import logging as datasets_logging
-
-    bars = datasets_logging.is_progress_bar_enabled()
-    datasets_logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        if bars:
-            datasets_logging.enable_progress_bar()
-        for name, level in before.items():
-            logging.getLogger(name).setLevel(level)

@@ -1,14 +1,14 @@
 r"""Verdicts, judged in this process."""
 
-import gzip
 import json
 import random
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cruxtune.errors import VerifierError
@@ -88,6 +88,7 @@ def test_unequal(gold: str, answer: str) -> None:
     assert not math_equal(gold, answer)
 
 
+@settings(deadline=None)  # the first example may wait for imports
 @given(st.decimals(-(10**9), 10**9, places=3), st.decimals(-(10**9), 10**9, places=3))
 def test_decimals_are_compared_by_value(one: Any, two: Any) -> None:
     """Plain decimals are equal just when their values are, in both orders, with and without commas."""
@@ -166,9 +167,8 @@ def benchmark(name: str, rows: int) -> list[Problem]:
     path = BENCHMARKS / name
     if not path.exists():
         pytest.skip(f"benchmark file {name} is not there")
-    opened = gzip.open(path, "rt") if path.suffix == ".gz" else path.open()
-    with opened as file:
-        loaded = [json.loads(line) for line in file][:rows]
+    with path.open() as file:
+        loaded = [json.loads(line) for line in islice(file, rows)]
     return [problem(row["answer"], "choice" if row.get("choices") else "math", row.get("choices")) for row in loaded]
 
 

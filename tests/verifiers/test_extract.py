@@ -1,7 +1,9 @@
 r"""What is taken for a text's answer, and in which form."""
 
+import time
+
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cruxtune.verifiers import FALLBACK_REASONS
@@ -190,6 +192,7 @@ def test_gym(text: str, gold: str, answer: str | None, form: str) -> None:
     assert extract_gym(text, gold) == Found(answer, form)
 
 
+@settings(deadline=None)
 @given(st.text(max_size=200))
 def test_any_text_gives_an_answer_or_none(text: str) -> None:
     """No text makes extraction fail, and an answer is never empty."""
@@ -199,12 +202,14 @@ def test_any_text_gives_an_answer_or_none(text: str) -> None:
     assert extract_choice(text, options("A", DRUGS)).answer in (None, "A", "B", "C", "D")
 
 
+@settings(deadline=None)
 @given(st.text(alphabet="\\{}abc #*$1.\n", max_size=60), st.integers(-(10**9), 10**9))
 def test_a_final_hash_decides(before: str, value: int) -> None:
     """Whatever comes before, a number after #### on a last line of its own is the answer."""
     assert extract_math(f"{before}\n#### {value}") == Found(str(value), "hash")
 
 
+@settings(deadline=None)
 @given(st.integers(-(10**12), 10**12), st.sampled_from(["{}", "${}", "{:,}", "{:,} euros", r"\({}\)", "**{:,}**."]))
 def test_numbers_survive_their_dress(value: int, dress: str) -> None:
     """Currency, commas, units, Markdown and maths delimiters do not change the number."""
@@ -214,6 +219,7 @@ def test_numbers_survive_their_dress(value: int, dress: str) -> None:
     assert lone_number(clean(dress.format(value))) == answer
 
 
+@settings(deadline=None)
 @given(st.text(max_size=80))
 def test_normalising_and_cleaning_are_idempotent(text: str) -> None:
     """A second pass changes nothing."""
@@ -230,3 +236,15 @@ def test_forms_in_order() -> None:
         ("3", "boxed"),
         ("4", "hash"),
     ]
+
+
+@pytest.mark.parametrize("piece", ["\\boxed{", "The answer is 5. ", "#### 5 ", "the answer is $$ ", "1,234", "{", " "])
+def test_endless_repetition_is_quick(piece: str) -> None:
+    """A text that repeats itself for tens of thousands of characters, as greedy decoding does, takes no second."""
+    text = piece * (50_000 // len(piece))
+    start = time.perf_counter()
+    extract_math(text)
+    extract_exact(text)
+    extract_gym(text, "1\n2")
+    extract_choice(text, options("A", DRUGS))
+    assert time.perf_counter() - start < 2

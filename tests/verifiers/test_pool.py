@@ -87,7 +87,7 @@ def test_symbolic_bomb() -> None:
     """A power tower that would fill the memory ends at the limit, and the next text is judged."""
     with Verifier(timeout=0.5, workers=1) as verifier:
         bomb = verifier.verify("#### 9^{9^{9^{9}}}", math(3))
-        assert not bomb.correct
+        assert bomb == Verdict(False, None, "time-out")
         assert verifier.verify("#### 3", math(3)).correct
 
 
@@ -161,7 +161,7 @@ def test_worker_that_cannot_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     broken.write_text("#!/bin/sh\necho no interpreter here >&2\nexit 7\n")
     broken.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(broken))
-    with Verifier(workers=1) as verifier, pytest.raises(VerifierError, match="exit status 7.*no interpreter here"):
+    with Verifier(workers=1) as verifier, pytest.raises(VerifierError, match=r"exit status 7.*no interpreter here"):
         verifier.verify("#### 1", math(1))
 
 
@@ -206,7 +206,8 @@ def _runs(pid: int) -> bool:
 def test_imports_are_light() -> None:
     """Importing the package loads neither sympy nor torch, and a worker's code never loads torch."""
     code = (
-        "import sys, cruxtune.verifiers; assert not {'sympy', 'math_verify', 'torch', 'transformers'} & set(sys.modules)\n"
+        "import sys, cruxtune.verifiers\n"
+        "assert not {'sympy', 'math_verify', 'torch', 'transformers'} & set(sys.modules)\n"
         "import cruxtune.verifiers.worker; from cruxtune.verifiers.compare import judge, prepare\n"
         "from cruxtune.records import Problem; p = Problem(id='p', question='?', answer='x+1')\n"
         "prepare(p); assert judge('#### 1+x', p).correct; import reasoning_gym\n"

@@ -38,9 +38,7 @@ class TransformersEngine:
     `batch_size` bounds the sequences decoded together; results do not depend on it but for rounding.
     """
 
-    def __init__(
-        self, model: Any, *, eos_ids: Sequence[int], context_length: int | None, batch_size: int = 64
-    ) -> None:
+    def __init__(self, model: Any, *, eos_ids: Sequence[int], context_length: int | None, batch_size: int = 64) -> None:
         self._model = model.eval()
         self._device = next(model.parameters()).device
         self._eos_ids = frozenset(eos_ids)
@@ -235,7 +233,9 @@ class _Row:
         self.entropies: list[float] = []
 
     def generation(self, reason: str, statistics: bool) -> Generation:
-        return Generation(self.ids, reason, self.logprobs, self.entropies) if statistics else Generation(self.ids, reason)
+        return (
+            Generation(self.ids, reason, self.logprobs, self.entropies) if statistics else Generation(self.ids, reason)
+        )
 
 
 def _at_least_float32(logits: torch.Tensor) -> torch.Tensor:

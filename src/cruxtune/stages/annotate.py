@@ -104,9 +104,7 @@ def _annotate_group(
     engine = policy.engine
     contexts = [(response.prompt_ids, response.response_ids) for response in group]
     scores = [engine.score(prompt, ids, alternatives=settings.alternatives) for prompt, ids in contexts]
-    inquiries = [
-        Inquiry(len(ids), settings.alternatives, every=settings.every_alternative) for _, ids in contexts
-    ]
+    inquiries = [Inquiry(len(ids), settings.alternatives, every=settings.every_alternative) for _, ids in contexts]
     rollouts: list[Rollout] = []
     while asks := [(place, *ask) for place, inquiry in enumerate(inquiries) for ask in inquiry.wanted()]:
         forks = [Fork(place, position, scores[place].alternatives[position][rank]) for place, position, rank in asks]

@@ -15,7 +15,17 @@ from cruxtune.metrics import bootstrap_interval, paired_interval, pass_at_k
 from cruxtune.settings import CompareSettings
 from cruxtune.store import finished_manifest, read_rows, write_atomic
 
-_CONDITIONS = ("problems", "samples", "temperature", "top_k", "top_p", "max_new_tokens", "seed", "strict_answers", "loop_stop")
+_CONDITIONS = (
+    "problems",
+    "samples",
+    "temperature",
+    "top_k",
+    "top_p",
+    "max_new_tokens",
+    "seed",
+    "strict_answers",
+    "loop_stop",
+)
 """What must be the same for scores to be comparable."""
 
 
@@ -45,7 +55,8 @@ def compare(settings: CompareSettings) -> dict[str, Any]:
         DataError: the evaluations are not of the same problems under the same settings.
     """
     manifests = {
-        name: finished_manifest(path, "evaluate", f"--evaluation {name}=") for name, path in settings.evaluations.items()
+        name: finished_manifest(path, "evaluate", f"--evaluation {name}=")
+        for name, path in settings.evaluations.items()
     }
     _check_conditions(settings.evaluations, manifests)
     scores = {name: _scores(path, settings.limit) for name, path in settings.evaluations.items()}
@@ -85,7 +96,11 @@ def markdown(result: Mapping[str, Any]) -> str:
             f"| {name} | {percent(model['pass@1'], model['pass@1_interval'])} | {sampled}"
             f"{model['entropy']:.3f} | {model['length']:.1f} |"
         )
-    lines += ["", f"| difference | pass@1 | {f'pass@{n} | ' if n else ''}told apart |", f"| --- | --- | {'--- | ' if n else ''}--- |"]
+    lines += [
+        "",
+        f"| difference | pass@1 | {f'pass@{n} | ' if n else ''}told apart |",
+        f"| --- | --- | {'--- | ' if n else ''}--- |",
+    ]
     for name, difference in result["differences"].items():
         parts = [difference["pass@1"], *([difference["pass@N"]] if n else [])]
         cells = " | ".join(points(part["difference"], part["interval"]) for part in parts)

@@ -66,7 +66,15 @@ def evaluate(settings: EvaluateSettings, *, policy: Policy | None = None) -> dic
                 [(text, batch[place]) for text, (place, *_) in zip(texts, answers, strict=True)]
             )
             meter.count(verdicts)
-            meter.add(problems=len(batch), responses=len(answers))
+            right = [verdict.correct for verdict in verdicts]
+            greedy_right = sum(ok for ok, answer in zip(right, answers, strict=True) if answer[2] == 0)
+            meter.add(
+                problems=len(batch),
+                responses=len(answers),
+                correct_greedy=greedy_right,
+                correct_samples=sum(right) - greedy_right,
+                truncated=sum(generation.finish_reason == "length" for *_, generation in answers),
+            )
             return {
                 "data": [
                     Evaluation(
@@ -91,9 +99,7 @@ def evaluate(settings: EvaluateSettings, *, policy: Policy | None = None) -> dic
             stage="evaluate",
             settings=settings,
             output=output,
-            identity=identity_of(
-                settings, model=fingerprint(settings.model), problems=problems_fingerprint(problems)
-            ),
+            identity=identity_of(settings, model=fingerprint(settings.model), problems=problems_fingerprint(problems)),
             tables={"data": EVALUATION_SCHEMA},
             items=len(problems),
             # A batch of samples belongs to the same few problems, whose prompts are alike in length.

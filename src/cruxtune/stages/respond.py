@@ -65,9 +65,7 @@ def respond(settings: RespondSettings, *, policy: Policy | None = None) -> dict[
             stage="respond",
             settings=settings,
             output=output,
-            identity=identity_of(
-                settings, model=fingerprint(settings.model), problems=problems_fingerprint(problems)
-            ),
+            identity=identity_of(settings, model=fingerprint(settings.model), problems=problems_fingerprint(problems)),
             tables={"data": RESPONSE_SCHEMA},
             items=len(problems),
             group_size=decoding.batch_size,

@@ -6,6 +6,7 @@ response or cut from it: its end-of-sequence token is trained by sft always, and
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import shutil
@@ -16,14 +17,14 @@ from typing import Any
 from cruxtune.accounting import peak_memory_gib
 from cruxtune.errors import ConfigError, DataError
 from cruxtune.masks import TrainingRow, training_row
-from cruxtune.models import context_length, end_of_sequence_ids, fingerprint, load_model, load_tokenizer
+from cruxtune.models import context_length, end_of_sequence_ids, fingerprint, load_model
 from cruxtune.problems import fingerprint as problems_fingerprint
 from cruxtune.problems import load_problems
 from cruxtune.prompts import Renderer, tokenizer_hash
 from cruxtune.records import Annotation, Problem
 from cruxtune.settings import ModelSettings, TrainSettings, identity_of
 from cruxtune.store import Workspace, finished_manifest, read_rows, write_atomic
-from cruxtune.trainer import build_trainer, prepare_base, run_trainer, training_model_settings
+from cruxtune.trainer import build_trainer, prepare_base, run_trainer, save_result, training_model_settings
 
 _log = logging.getLogger("cruxtune")
 
@@ -43,9 +44,8 @@ def train(settings: TrainSettings) -> dict[str, Any]:
         if workspace.complete:
             return workspace.manifest
         clock = _Clock(workspace)
-        tokenizer = load_tokenizer(source.model)
+        model, tokenizer = load_model(training_model_settings(source.model, settings.low_rank))
         rows = source.rows(tokenizer)
-        model, _ = load_model(training_model_settings(source.model, settings.low_rank))
         rows, dropped = _within_context(rows, context_length(model.config))
         trained = sum(row.trained for row in rows)
         workspace.describe(
@@ -64,13 +64,11 @@ def train(settings: TrainSettings) -> dict[str, Any]:
             prepare_base(model, tokenizer, source.model, output.output)
         # The sequence ends as responses end, whatever the checkpoint said of it before.
         model.generation_config.eos_token_id = workspace.manifest["facts"]["eos_ids"]
-        trainer = build_trainer(model, load_tokenizer(source.model), rows, settings, source.model, work)
+        # The trainer gives its tokenizer a padding token; the one that is saved stays as it was.
+        trainer = build_trainer(model, copy.deepcopy(tokenizer), rows, settings, source.model, work)
         log = run_trainer(trainer, f"train {settings.method}", on_save=clock.save)
-        trainer.model.save_pretrained(output.output)
-        tokenizer.save_pretrained(output.output)
-        write_atomic(
-            output.output / "training_log.jsonl", "".join(json.dumps(entry) + "\n" for entry in log).encode()
-        )
+        save_result(trainer, tokenizer, output.output)
+        write_atomic(output.output / "training_log.jsonl", "".join(json.dumps(entry) + "\n" for entry in log).encode())
         shutil.rmtree(work)
         return workspace.finish(
             settings=settings.model_dump(mode="json"),

@@ -100,7 +100,7 @@ def explicit_forms(text: str, reach: Reach = "sentence") -> list[Found]:
     >>> explicit_forms(r"The answer is 3. No: \boxed{\frac{1}{2}}")
     [Found(answer='3', form='phrase'), Found(answer='\\frac{1}{2}', form='boxed')]
     """
-    found = [(match.start(), Found(_balanced(text, match.end()), "boxed")) for match in _BOX.finditer(text)]
+    found = _boxes(text)
     for match in _HASH.finditer(text):
         answer = text[match.start(1) :] if reach == "text" else match[1]
         if not _HEADING.match(match[1].strip(" *")):
@@ -224,14 +224,22 @@ def _number(match: re.Match[str]) -> str:
     return sign + match["digits"] + (match["over"] or "") + ("%" if match["percent"] else "")
 
 
-def _balanced(text: str, start: int) -> str | None:
-    """Return the text from `start` to the brace that closes the one before it; None where generation stopped first."""
-    depth = 1
-    for brace in re.finditer(r"\\.|[{}]", text[start:], re.DOTALL):
-        depth += {"{": 1, "}": -1}.get(brace[0], 0)
-        if depth == 0:
-            return text[start : start + brace.start()]
-    return None
+def _boxes(text: str) -> list[tuple[int, Found]]:
+    """Return the start and content of each box; one that generation did not close is none."""
+    boxes = list(_BOX.finditer(text))
+    closing: dict[int, int] = {}
+    opened: list[int] = []
+    # One pass for all boxes: a text that repeats an open box thousands of times must not take quadratic time.
+    for brace in re.finditer(r"\\.|[{}]", text, re.DOTALL) if boxes else ():
+        if brace[0] == "{":
+            opened.append(brace.start())
+        elif brace[0] == "}" and opened:
+            closing[opened.pop()] = brace.start()
+    return [
+        (box.start(), Found(text[box.end() : closing[box.end() - 1]], "boxed"))
+        for box in boxes
+        if box.end() - 1 in closing
+    ]
 
 
 def _unwrapped(answer: str) -> str:

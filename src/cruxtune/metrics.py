@@ -1,0 +1,112 @@
+"""Metrics of evaluations and their uncertainty. The unit is the problem: problems are resampled, never responses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import scipy.stats
+
+
+def pass_at_k(n: int, c: int, k: int) -> float:
+    r"""Return the unbiased estimate of the chance that one of k samples is correct, from n samples of which c are.
+
+    1 - C(n-c, k) / C(n, k), in the product form 1 - prod_{i=n-c+1..n} (1 - k/i), which has no large numbers
+    (Chen et al. 2021, "Evaluating Large Language Models Trained on Code", arXiv 2107.03374, eq. 1 and fig. 3).
+
+    Raises:
+        ValueError: unless 0 <= c <= n and 1 <= k <= n.
+
+    >>> pass_at_k(n=4, c=1, k=2), pass_at_k(n=4, c=3, k=2), pass_at_k(n=8, c=0, k=8)
+    (0.5, 1.0, 0.0)
+    """
+    if not (0 <= c <= n and 1 <= k <= n):
+        raise ValueError(f"pass@k needs 0 <= c <= n and 1 <= k <= n, not n={n}, c={c}, k={k}")
+    if n - c < k:
+        return 1.0
+    return float(1.0 - np.prod(1.0 - k / np.arange(n - c + 1, n + 1)))
+
+
+def mean_pass_at_k(counts: Sequence[tuple[int, int]], k: int) -> float:
+    """Return the mean of `pass_at_k` over problems, given (n, c) of each: samples, and correct ones among them.
+
+    Raises:
+        ValueError: there are no problems, or as `pass_at_k`.
+
+    >>> mean_pass_at_k([(4, 1), (4, 4)], k=2)
+    0.75
+    """
+    _require(counts)
+    return float(np.mean([pass_at_k(n, c, k) for n, c in counts]))
+
+
+def bootstrap_interval(
+    values: Sequence[float], *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """Return a confidence interval of the mean over problems, by the bootstrap.
+
+    Bias-corrected and accelerated (BCa; Efron 1987, "Better Bootstrap Confidence Intervals", JASA 82), as
+    `scipy.stats.bootstrap` has it. Where BCa is undefined, the percentile interval of the same resamples stands in.
+
+    Equal values tell a bootstrap nothing: it would give an interval of width 0. For values that are all 0 or all 1 the
+    interval is therefore the exact one of a proportion (Clopper and Pearson 1934, Biometrika 26): after n failures
+    [0, 1 - (alpha/2)^(1/n)]. Any other equal values v give (v, v).
+
+    Args:
+        values: one per problem.
+        confidence: the interval's coverage.
+        resamples: how often the problems are drawn again.
+        seed: seed of the draws.
+
+    Raises:
+        ValueError: there are no values.
+
+    >>> low, high = bootstrap_interval([0.0] * 40 + [1.0] * 60)
+    >>> round(low, 2), round(high, 2)
+    (0.5, 0.69)
+    >>> low, high = bootstrap_interval([0.0] * 10)
+    >>> low, round(high, 4), round(1 - 0.025 ** (1 / 10), 4)
+    (0.0, 0.3085, 0.3085)
+    """
+    _require(values)
+    sample = np.asarray(values, dtype=float)
+    if np.all(sample == sample[0]):
+        if sample[0] not in (0.0, 1.0):
+            return float(sample[0]), float(sample[0])
+        exact = scipy.stats.binomtest(int(sample.sum()), len(sample)).proportion_ci(confidence, method="exact")
+        return float(exact.low), float(exact.high)
+    options = {"n_resamples": resamples, "confidence_level": confidence, "batch": 200}
+    with np.errstate(invalid="ignore", divide="ignore"):
+        for method in ("BCa", "percentile"):
+            found = scipy.stats.bootstrap((sample,), np.mean, method=method, rng=seed, **options).confidence_interval
+            if np.isfinite([found.low, found.high]).all():
+                break
+    return float(found.low), float(found.high)
+
+
+def paired_interval(
+    a: Sequence[float], b: Sequence[float], *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """Return a confidence interval of mean(a) - mean(b), both over the same problems in the same order.
+
+    What is resampled is the problems' differences, so that how hard a problem is cancels out (Efron and Tibshirani
+    1993, "An Introduction to the Bootstrap", ch. 8). Where all differences are equal, so are both ends.
+
+    Raises:
+        ValueError: there are no values, or not as many in `a` as in `b`.
+
+    >>> paired_interval([1, 1, 0, 1], [1, 1, 0, 1])
+    (0.0, 0.0)
+    """
+    if len(a) != len(b):
+        raise ValueError(f"values must be paired by problem, but there are {len(a)} and {len(b)}")
+    _require(a)
+    differences = np.subtract(a, b, dtype=float)
+    if np.all(differences == differences[0]):
+        return float(differences[0]), float(differences[0])
+    return bootstrap_interval(differences.tolist(), confidence=confidence, resamples=resamples, seed=seed)
+
+
+def _require(values: Sequence[object]) -> None:
+    if not len(values):
+        raise ValueError("a mean needs at least one problem")

@@ -1,0 +1,151 @@
+"""Command-line options from settings classes: one description serves the reader, `--help` and the recipe."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import typer
+import yaml
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from cruxtune.errors import ConfigError
+from cruxtune.settings import inner_settings
+
+_SINGULAR = {"fields": "field", "evaluations": "evaluation"}
+
+
+def with_options(kind: type[BaseModel], handler: Callable[[dict[str, Any], bool], None]) -> Callable[..., None]:
+    """Return a typer command whose options are the leaf fields of `kind`, and `--dry-run`.
+
+    `handler` gets the fields that were given on the command line (nothing else: defaults are the settings' own).
+    """
+    fields = dict(leaf_fields(kind))
+    parameters = []
+    for name, field in fields.items():
+        annotation = Annotated[
+            _cli_type(field.annotation) | None,
+            typer.Option(
+                *_flags(name, field),
+                help=_help(field),
+                show_default=False,
+                metavar=_metavar(field.annotation),
+            ),
+        ]
+        parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation))
+    dry_run = Annotated[
+        bool, typer.Option("--dry-run", help="Print the resolved settings and the plan; load no model, write nothing.")
+    ]
+    parameters.append(inspect.Parameter("dry_run", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=dry_run))
+
+    def command(**values: Any) -> None:
+        dry = values.pop("dry_run")
+        given = {
+            name: parse_pairs(value, name) if _is_mapping(fields[name].annotation) else value
+            for name, value in values.items()
+            if value is not None and value != []
+        }
+        handler(given, dry)
+
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return command
+
+
+def leaf_fields(kind: type[BaseModel]) -> list[tuple[str, Any]]:
+    """Return (name, field) of every leaf, required ones first within their class, in the order of the class."""
+    leaves = []
+    for name, field in kind.model_fields.items():
+        inner = inner_settings(field.annotation)
+        leaves.extend(leaf_fields(inner) if inner else [(name, field)])
+    return leaves
+
+
+def parse_pairs(pairs: list[str], name: str) -> dict[str, Any]:
+    """Return name=value pairs as a mapping, values read as YAML scalars or lists.
+
+    >>> parse_pairs(["a=1", "b=[x, y]", "c=text"], "gym")
+    {'a': 1, 'b': ['x', 'y'], 'c': 'text'}
+    """
+    parsed = {}
+    for pair in pairs:
+        key, separator, value = pair.partition("=")
+        if not separator or not key:
+            raise ConfigError(f"--{_SINGULAR.get(name, name)} {pair}: write it as NAME=VALUE")
+        parsed[key] = value if name in _SINGULAR else yaml.safe_load(value)
+    return parsed
+
+
+def nested_values(overrides: list[str]) -> dict[str, Any]:
+    """Return dotted overrides as a nested mapping.
+
+    >>> nested_values(["train.cft.learning_rate=1.0e-5", "seed=3"])
+    {'train': {'cft': {'learning_rate': 1e-05}}, 'seed': 3}
+    """
+    nested: dict[str, Any] = {}
+    for key, value in parse_pairs(overrides, "set").items():
+        *path, last = key.split(".")
+        inner = nested
+        for part in path:
+            inner = inner.setdefault(part, {})
+        inner[last] = value
+    return nested
+
+
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `base` with the values of `over` put in, mappings merged.
+
+    >>> merged({"a": {"x": 1, "y": 2}}, {"a": {"y": 3}})
+    {'a': {'x': 1, 'y': 3}}
+    """
+    result = dict(base)
+    for key, value in over.items():
+        old = result.get(key)
+        result[key] = merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return result
+
+
+def _flags(name: str, field: Any) -> tuple[str, ...]:
+    flag = "--" + _SINGULAR.get(name, name).replace("_", "-")
+    # What is off by default needs no flag that turns it off.
+    return (f"{flag}/--no-{flag[2:]}",) if field.annotation is bool and field.default else (flag,)
+
+
+def _help(field: Any) -> str:
+    choices = _literal(field.annotation)
+    text = (field.description or "") + (f" ({', '.join(choices)})" if choices else "")
+    if field.is_required():
+        return text + " [required]"
+    default = field.default
+    if default in (None, PydanticUndefined) or field.default_factory:
+        return text
+    shown = {True: "on", False: "off"}.get(default, default) if isinstance(default, bool) else default
+    return f"{text} [default: {shown}]"
+
+
+def _cli_type(annotation: Any) -> Any:
+    if _is_mapping(annotation):
+        return list[str]
+    if _literal(annotation):
+        return str
+    plain = [part for part in get_args(annotation) if part is not type(None)]
+    return plain[0] if plain else annotation
+
+
+def _literal(annotation: Any) -> tuple[str, ...]:
+    return get_args(annotation) if get_origin(annotation) is Literal else ()
+
+
+def _is_mapping(annotation: Any) -> bool:
+    return get_origin(annotation) is dict
+
+
+def _metavar(annotation: Any) -> str | None:
+    if _is_mapping(annotation):
+        return "NAME=VALUE"
+    if _literal(annotation):
+        return "NAME"
+    return "PATH" if _cli_type(annotation) is Path else None

@@ -1,0 +1,126 @@
+"""The stages of a recipe in order. Knows nothing but the order; every step resumes by itself."""
+
+from __future__ import annotations
+
+import gc
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from cruxtune.errors import ConfigError, DataError
+from cruxtune.problems import fingerprint, load_problems, split_problems, without_overlap
+from cruxtune.progress import duration, stderr
+from cruxtune.recipe import Recipe, Step, plan, split_file
+from cruxtune.records import Problem
+from cruxtune.settings import flat
+from cruxtune.stages.annotate import annotate
+from cruxtune.stages.compare import compare
+from cruxtune.stages.evaluate import evaluate
+from cruxtune.stages.respond import respond
+from cruxtune.stages.train import train
+from cruxtune.store import Workspace, write_atomic
+
+_STAGES: dict[str, Callable[[Any], dict[str, Any]]] = {
+    "respond": respond,
+    "annotate": annotate,
+    "train": train,
+    "evaluate": evaluate,
+    "compare": compare,
+}
+
+
+def run(recipe: Recipe, *, limit: int | None = None, overwrite: bool = False) -> dict[str, dict[str, Any]]:
+    """Run every step of a recipe that is not finished; return each step's manifest by name.
+
+    `limit` caps every split, for a trial.
+
+    Raises:
+        CruxtuneError: as the stages do.
+    """
+    steps = plan(recipe, overwrite=overwrite)
+    manifests = {"problems": prepare_problems(recipe, limit=limit, overwrite=overwrite)}
+    clock = _Clock(recipe.expected_seconds)
+    for number, step in enumerate(steps, start=1):
+        stderr.print(f"[bold]\\[{number}/{len(steps)}] {step.name}[/bold]{clock.left(step, steps)}")
+        started = time.monotonic()
+        manifests[step.name] = _STAGES[step.stage](step.settings)
+        clock.done(step, time.monotonic() - started)
+        # A model that is no longer used must not stay beside the next one.
+        gc.collect()
+    return manifests
+
+
+def prepare_problems(recipe: Recipe, *, limit: int | None = None, overwrite: bool = False) -> dict[str, Any]:
+    """Write the splits as JSONL files and return their manifest.
+
+    Raises:
+        ConfigError: a cold start without a number of problems for it.
+        DataError: too few distinct problems, or held-out ones that are all in the training set.
+    """
+    identity = {**flat(recipe.problems), **flat(recipe.splits), "seed": recipe.seed, "limit": limit}
+    if recipe.heldout:
+        identity |= {f"heldout.{name}": value for name, value in flat(recipe.heldout).items()}
+    with Workspace(recipe.output / "problems", "problems", identity, overwrite=overwrite) as workspace:
+        if workspace.complete:
+            return workspace.manifest
+        splits = {name: part[:limit] for name, part in split(recipe).items() if part}
+        for name, part in splits.items():
+            write_problems(split_file(recipe.output, name), part)
+        return workspace.finish(
+            rows={name: len(part) for name, part in splits.items()},
+            fingerprints={name: fingerprint(part) for name, part in splits.items()},
+        )
+
+
+def split(recipe: Recipe) -> Mapping[str, list[Problem]]:
+    """Return the problems of the splits coldstart, train and heldout; none shares a question with another."""
+    sizes = recipe.splits
+    if recipe.coldstart is not None and sizes.coldstart is None:
+        raise ConfigError("coldstart: splits.coldstart is missing; say how many problems the cold start may use")
+    pool = load_problems(recipe.problems, seed=recipe.seed, skip_bad=recipe.skip_bad)
+    if recipe.heldout is not None:
+        # reasoning-gym draws problem i from seed + i: a seed that is far off gives other problems.
+        heldout = load_problems(recipe.heldout, seed=recipe.seed + 1_000_000, skip_bad=recipe.skip_bad)[: sizes.heldout]
+        pool = without_overlap(pool, heldout)
+    elif sizes.heldout is None:
+        raise ConfigError("splits.heldout is missing and there is no section heldout; give one of them")
+    reserved = [sizes.coldstart or 0, 0 if recipe.heldout else sizes.heldout or 0]
+    distinct = len({" ".join(problem.question.casefold().split()) for problem in pool})
+    train_size = sizes.train if sizes.train is not None else distinct - sum(reserved)
+    if train_size < 1:
+        raise DataError(
+            f"{recipe.problems.problems} has {distinct} distinct problems that are not held out, and splits want "
+            f"{sum(reserved)} of them for other things: none is left to train on; use more problems or smaller splits"
+        )
+    coldstart, own_heldout, train_part = split_problems(pool, [*reserved, train_size], seed=recipe.seed)
+    return {"coldstart": coldstart, "train": train_part, "heldout": heldout if recipe.heldout else own_heldout}
+
+
+def write_problems(path: Path, problems: list[Problem]) -> None:
+    """Write problems as JSONL, metadata as an object."""
+    rows = ({**problem.to_row(), "metadata": problem.metadata} for problem in problems)
+    write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+
+
+class _Clock:
+    """Time left: what each step is expected to take, scaled by how fast this machine has been so far."""
+
+    def __init__(self, expected: Mapping[str, float]) -> None:
+        self._expected = expected
+        self._planned = 0.0
+        self._spent = 0.0
+
+    def done(self, step: Step, seconds: float) -> None:
+        # A step that was finished by an earlier run says nothing of the speed.
+        if seconds > 1 and step.name in self._expected:
+            self._planned += self._expected[step.name]
+            self._spent += seconds
+
+    def left(self, step: Step, steps: list[Step]) -> str:
+        rest = sum(self._expected.get(other.name, 0.0) for other in steps[steps.index(step) :])
+        if not rest:
+            return ""
+        speed = self._spent / self._planned if self._planned else 1.0
+        return f" [dim](about {duration(rest * speed)} left if all is still to do)[/dim]"

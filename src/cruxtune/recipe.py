@@ -1,0 +1,184 @@
+"""A recipe: one YAML file that names model, data and methods, and from which every stage's settings follow.
+
+Sections have the names of the stages and the keys of their flags: `max_new_tokens` is `--max-new-tokens`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, field_validator
+
+from cruxtune.errors import ConfigError
+from cruxtune.options import merged
+from cruxtune.problems import ProblemSource
+from cruxtune.settings import (
+    AnnotateSettings,
+    CompareSettings,
+    DecodingSettings,
+    EvaluateSettings,
+    ModelSettings,
+    PromptSettings,
+    RespondSettings,
+    S,
+    Settings,
+    TrainSettings,
+    VerifierSettings,
+    build,
+    explain,
+)
+
+START = "start"
+
+
+class Splits(Settings):
+    """How many problems go where; the splits never share a question."""
+
+    coldstart: int | None = Field(None, gt=0, description="Problems whose worked solutions the cold start trains on.")
+    train: int | None = Field(None, gt=0, description="Problems to respond to; by default all that are left.")
+    heldout: int | None = Field(None, gt=0, description="Problems to evaluate on.")
+
+
+class Recipe(Settings):
+    """The file, section by section. A text where `model` or `problems` has several fields is its first one."""
+
+    output: Path = Field(description="Directory of the whole run.")
+    model: ModelSettings = Field(description="The policy.")
+    problems: ProblemSource = Field(description="Problems to train on.")
+    heldout: ProblemSource | None = Field(
+        None, description="Problems to evaluate on; by default a split of `problems`."
+    )
+    splits: Splits = Splits()
+    seed: int = Field(0, ge=0, description="Seed of everything random.")
+    skip_bad: bool = Field(False, description="Leave out problems without a usable gold answer.")
+    prompt: PromptSettings = PromptSettings()
+    verifier: VerifierSettings = VerifierSettings()
+    decoding: DecodingSettings = DecodingSettings()
+    coldstart: dict[str, Any] | None = Field(
+        None, description="Keys of `cruxtune train --method gold`; none: no cold start."
+    )
+    annotate: dict[str, Any] = Field(default_factory=dict, description="Keys of `cruxtune annotate`.")
+    train: dict[str, dict[str, Any]] = Field(description="A model to train for each name: keys of `cruxtune train`.")
+    evaluate: dict[str, Any] = Field(default_factory=dict, description="Keys of `cruxtune evaluate`.")
+    expected_seconds: dict[str, float] = Field(
+        default_factory=dict, description="Seconds that each step took elsewhere, to tell the time left."
+    )
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _model_by_name(cls, value: Any) -> Any:
+        return {"model": value} if isinstance(value, str) else value
+
+    @field_validator("problems", "heldout", mode="before")
+    @classmethod
+    def _problems_by_name(cls, value: Any) -> Any:
+        return {"problems": value} if isinstance(value, str) else value
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage of a plan: its name (unique in the plan), where it writes, and its settings."""
+
+    name: str
+    stage: str
+    settings: BaseModel
+
+
+def read_recipe(path: Path, overrides: Mapping[str, Any]) -> Recipe:
+    """Return the recipe of a YAML file with some values replaced.
+
+    Raises:
+        ConfigError: the file is missing, is no YAML, or has wrong values (all of them are listed).
+    """
+    if not path.is_file():
+        raise ConfigError(f"the recipe {path} does not exist; check the path")
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ConfigError(f"the recipe {path} is no valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"the recipe {path} must be a mapping of sections; see recipes/ for examples")
+    try:
+        return Recipe.model_validate(merged(content, overrides))
+    except ValidationError as error:
+        raise ConfigError(f"the recipe {path}: {explain(error, '')}{_hint(content)}") from error
+
+
+def plan(recipe: Recipe, *, overwrite: bool = False) -> list[Step]:
+    """Return the steps of a recipe in order, with the settings of each.
+
+    Raises:
+        ConfigError: a section has wrong keys or values; all sections' errors are listed.
+    """
+    root = recipe.output
+    errors: list[str] = []
+
+    def settings(kind: type[S], section: str, leaves: Mapping[str, Any], folder: str) -> S | None:
+        try:
+            where = {"output": root / folder, "seed": recipe.seed, "overwrite": overwrite}
+            return build(kind, {**where, **leaves}, section)
+        except ConfigError as error:
+            errors.append(str(error))
+            return None
+
+    common = {**recipe.prompt.model_dump(), **recipe.verifier.model_dump(), **recipe.decoding.model_dump()}
+    prompt = recipe.prompt.model_dump()
+    model = recipe.model.model_dump()
+    wanted: list[tuple[str, str, BaseModel | None]] = []
+    if recipe.coldstart is not None:
+        leaves = {**prompt, **model, "problems": str(split_file(root, "coldstart")), **recipe.coldstart}
+        wanted.append(
+            ("coldstart", "train", settings(TrainSettings, "coldstart", {"method": "gold", **leaves}, "models/start"))
+        )
+        model = {"model": str(root / "models" / START), "dtype": recipe.model.dtype, "device": recipe.model.device}
+    leaves = {**common, **model, "problems": str(split_file(root, "train"))}
+    wanted.append(
+        (
+            "respond",
+            "respond",
+            settings(RespondSettings, "respond", {**leaves, "skip_bad": recipe.skip_bad}, "responses"),
+        )
+    )
+    leaves = {"responses": root / "responses", **recipe.annotate}
+    wanted.append(("annotate", "annotate", settings(AnnotateSettings, "annotate", leaves, "annotations")))
+    for name, section in recipe.train.items():
+        leaves = {"annotations": root / "annotations", **prompt, **section}
+        wanted.append((f"train {name}", "train", settings(TrainSettings, f"train.{name}", leaves, f"models/{name}")))
+    names = [START, *recipe.train]
+    if len(set(names)) < len(names):
+        errors.append(f"train.{START}: this name is taken by the model that training starts from; choose another")
+    for name in names:
+        trained = (
+            model
+            if name == START
+            else {**model, "model": str(root / "models" / name), "adapter": None, "revision": None}
+        )
+        leaves = {**common, **trained, "problems": str(split_file(root, "heldout")), **recipe.evaluate}
+        wanted.append(
+            (f"evaluate {name}", "evaluate", settings(EvaluateSettings, "evaluate", leaves, f"evaluations/{name}"))
+        )
+    if errors:
+        raise ConfigError("; ".join(dict.fromkeys(errors)))
+    steps = [Step(name, stage, built) for name, stage, built in wanted if built is not None]
+    evaluations = {name: root / "evaluations" / name for name in names}
+    comparison = CompareSettings(evaluations=evaluations, output=root / "comparison", seed=recipe.seed)
+    return [*steps, Step("compare", "compare", comparison)]
+
+
+def split_file(root: Path, name: str) -> Path:
+    """Return where the problems of a split are."""
+    return root / "problems" / f"{name}.jsonl"
+
+
+def _hint(content: Mapping[str, Any]) -> str:
+    for key in content:
+        if key not in Recipe.model_fields and (
+            near := difflib.get_close_matches(str(key), list(Recipe.model_fields), 1)
+        ):
+            return f" (did you mean {near[0]} instead of {key}?)"
+    return ""

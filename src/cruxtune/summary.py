@@ -1,0 +1,67 @@
+"""What a whole run came to: summary.json for programs, report.html for people."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from cruxtune.models import load_tokenizer
+from cruxtune.prompts import Renderer
+from cruxtune.recipe import Recipe
+from cruxtune.records import Annotation
+from cruxtune.report.html import write_report
+from cruxtune.settings import ModelSettings
+from cruxtune.store import library_versions, read_rows, write_atomic
+
+_SHOWN = 10
+"""Responses shown with their critical tokens."""
+
+
+def write_summary(recipe: Recipe, manifests: Mapping[str, Mapping[str, Any]], *, command: str) -> dict[str, Any]:
+    """Write summary.json and report.html into the run's directory and return the summary."""
+    summary = summarise(recipe, manifests, command=command)
+    write_atomic(recipe.output / "summary.json", (json.dumps(summary, indent=2, ensure_ascii=False) + "\n").encode())
+    model = ModelSettings.model_validate(manifests["respond"]["settings"]["model"])
+    renderer = Renderer(load_tokenizer(model), recipe.prompt)
+    annotations = []
+    for row in read_rows(recipe.output / "annotations"):
+        annotations.append(Annotation.from_row(row))
+        if len(annotations) == _SHOWN:
+            break
+    write_report(recipe.output / "report.html", summary, annotations, renderer.pieces)
+    return summary
+
+
+def summarise(recipe: Recipe, manifests: Mapping[str, Mapping[str, Any]], *, command: str) -> dict[str, Any]:
+    """Return the numbers of a run, from the manifests of its steps.
+
+    Seconds are those of the work that lasted, over all runs that were needed; `tokens_trained` counts tokens with loss
+    over all epochs, since the common start.
+    """
+    annotated, compared = manifests["annotate"]["accounting"], manifests["compare"]
+    seconds = {
+        name: manifest["accounting"]["seconds"] for name, manifest in manifests.items() if "accounting" in manifest
+    }
+    trained = {name: manifests[f"train {name}"]["accounting"]["tokens_trained"] for name in recipe.train}
+    differences = compared["differences"]
+    return {
+        "model": recipe.model.model,
+        "task": recipe.problems.problems,
+        "command": command,
+        "seed": recipe.seed,
+        "annotated_responses": int(annotated["responses"]),
+        "critical_share": annotated["critical_tokens"] / annotated["response_tokens"],
+        "rollouts": {name: int(annotated[f"rollouts_{name}"]) for name in ("wanted", "made", "skipped")},
+        "heldout_problems": compared["problems"],
+        "samples": compared["samples"],
+        "models": {
+            name: {**scores, "tokens_trained": trained.get(name, 0)} for name, scores in compared["models"].items()
+        },
+        **({"cft_minus_sft": differences["cft - sft"]} if "cft - sft" in differences else {}),
+        "seconds": round(sum(seconds.values()), 1),
+        "seconds_by_stage": seconds,
+        "peak_memory_gib": max(manifest.get("peak_memory_gib", 0.0) for manifest in manifests.values()),
+        "fallback_share": manifests["respond"]["shares"]["fallback_share"],
+        "versions": library_versions(),
+    }
