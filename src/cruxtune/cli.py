@@ -16,7 +16,7 @@ from rich.logging import RichHandler
 from rich.table import Table
 
 from cruxtune.errors import CruxtuneError
-from cruxtune.options import merged, nested_values, with_options
+from cruxtune.options import DRY_RUN, merged, nested_values, with_options
 from cruxtune.progress import duration, stderr
 from cruxtune.recipe import plan, read_recipe, split_file
 from cruxtune.settings import (
@@ -72,18 +72,18 @@ def _fail(message: str) -> None:
 def _stage(
     name: str,
     kind: type[S],
-    function: Callable[[], Callable[[S], dict[str, Any]]],
-    show: Callable[..., None],
+    load: Callable[[], Callable[[S], dict[str, Any]]],
+    show: Callable[[S, dict[str, Any]], None],
     help_: str,
 ) -> None:
-    """Register a stage's command; `function` imports the stage only when it runs."""
+    """Register a stage's command; `load` imports the stage, which happens only when it runs."""
 
     def handler(given: dict[str, Any], dry_run: bool) -> None:
         settings = build(kind, given)
         if dry_run:
             _print_plan([(name, settings)])
             return
-        show(settings, function()(settings))
+        show(settings, load()(settings))
 
     app.command(name, help=help_)(with_options(kind, handler))
 
@@ -218,8 +218,8 @@ _stage(
     TrainSettings,
     _train,
     _show_train,
-    "Stage 4: fine-tune on the critical tokens (cft), on all tokens of the same responses (sft), or on worked solutions "
-    "(gold).\n\n"
+    "Stage 4: fine-tune on the critical tokens (cft), on all tokens of the same responses (sft), or on worked "
+    "solutions (gold).\n\n"
     "Example:\n\n"
     "    cruxtune train --method cft --annotations runs/first/annotations --learning-rate 1e-5 --output runs/first/cft",
 )
@@ -258,15 +258,11 @@ def run_command(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Delete what the run has done and start again.")
     ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the resolved settings and the plan; load no model, write nothing.")
-    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help=DRY_RUN)] = False,
 ) -> None:
     """Run a recipe: every stage in order; what is finished is skipped.
 
-    Example:
-
-        cruxtune run recipes/qwen2.5-gsm8k.yaml
+    `cruxtune run recipes/qwen2.5-gsm8k.yaml` is an example.
     """
     overrides = nested_values(set_ or [])
     for name, value in (("output", output), ("seed", seed)):
@@ -283,15 +279,12 @@ def demo_command(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Delete what an earlier demo did and start again.")
     ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the resolved settings and the plan; load no model, write nothing.")
-    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help=DRY_RUN)] = False,
 ) -> None:
     """Show the whole loop on a small model: cold start, respond, annotate, train, evaluate, report.
 
-    Takes about a quarter of an hour on two cores and needs neither a GPU nor a download. Example:
-
-        cruxtune demo --output demo
+    Takes about a quarter of an hour on two cores and needs neither a GPU nor a download.
+    `cruxtune demo --output demo` is an example.
     """
     recipe = Path(__file__).with_name("demo.yaml")
     _run(recipe, {"output": str(output), "seed": seed}, limit, overwrite, dry_run)

@@ -32,7 +32,7 @@ class Inquiry:
 
     def wanted(self) -> list[tuple[int, int]]:
         """Return the next (position, rank) to roll out: at most one rank per position, unless all are wanted."""
-        asks = []
+        asks: list[tuple[int, int]] = []
         for position, verdicts in enumerate(self.verdicts):
             unknown = [rank for rank, verdict in enumerate(verdicts) if verdict is None]
             if self._every:

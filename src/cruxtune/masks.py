@@ -1,5 +1,7 @@
-"""Labels from masks. Masks are aligned with the response's tokens and unshifted: mask[t] = 1 means "learn to predict
-token t". The model shifts labels itself; only exporters know other conventions.
+"""Labels from masks.
+
+Masks are aligned with the response's tokens and unshifted: mask[t] = 1 means "learn to predict token t". The model
+shifts labels itself; only exporters know other conventions.
 """
 
 from __future__ import annotations

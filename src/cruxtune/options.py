@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 import typer
 import yaml
@@ -15,6 +15,7 @@ from pydantic_core import PydanticUndefined
 from cruxtune.errors import ConfigError
 from cruxtune.settings import inner_settings
 
+DRY_RUN = "Print the resolved settings and the plan; load no model, write nothing."
 _SINGULAR = {"fields": "field", "evaluations": "evaluation"}
 
 
@@ -23,28 +24,26 @@ def with_options(kind: type[BaseModel], handler: Callable[[dict[str, Any], bool]
 
     `handler` gets the fields that were given on the command line (nothing else: defaults are the settings' own).
     """
-    fields = dict(leaf_fields(kind))
+    leaves = leaf_fields(kind)
+    mappings = {name for name, field, _ in leaves if _is_mapping(field.annotation)}
     parameters = []
-    for name, field in fields.items():
-        annotation = Annotated[
-            _cli_type(field.annotation) | None,
-            typer.Option(
-                *_flags(name, field),
-                help=_help(field),
-                show_default=False,
-                metavar=_metavar(field.annotation),
-            ),
-        ]
-        parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation))
-    dry_run = Annotated[
-        bool, typer.Option("--dry-run", help="Print the resolved settings and the plan; load no model, write nothing.")
-    ]
-    parameters.append(inspect.Parameter("dry_run", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=dry_run))
+    for name, field, required in leaves:
+        option = typer.Option(
+            None,
+            *_flags(name, field),
+            help=_help(field, required),
+            show_default=False,
+            metavar=_metavar(field.annotation),
+        )
+        kind_of = _cli_type(field.annotation) | None
+        parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=option, annotation=kind_of))
+    dry_run = typer.Option(False, "--dry-run", help=DRY_RUN)
+    parameters.append(inspect.Parameter("dry_run", inspect.Parameter.KEYWORD_ONLY, default=dry_run, annotation=bool))
 
     def command(**values: Any) -> None:
         dry = values.pop("dry_run")
         given = {
-            name: parse_pairs(value, name) if _is_mapping(fields[name].annotation) else value
+            name: parse_pairs(value, name) if name in mappings else value
             for name, value in values.items()
             if value is not None and value != []
         }
@@ -55,12 +54,15 @@ def with_options(kind: type[BaseModel], handler: Callable[[dict[str, Any], bool]
     return command
 
 
-def leaf_fields(kind: type[BaseModel]) -> list[tuple[str, Any]]:
-    """Return (name, field) of every leaf, required ones first within their class, in the order of the class."""
-    leaves = []
+def leaf_fields(kind: type[BaseModel], *, needed: bool = True) -> list[tuple[str, Any, bool]]:
+    """Return (name, field, whether it must be given) of every leaf, in the order of the class."""
+    leaves: list[tuple[str, Any, bool]] = []
     for name, field in kind.model_fields.items():
-        inner = inner_settings(field.annotation)
-        leaves.extend(leaf_fields(inner) if inner else [(name, field)])
+        required = needed and field.is_required()
+        if inner := inner_settings(field.annotation):
+            leaves.extend(leaf_fields(inner, needed=required))
+        else:
+            leaves.append((name, field, required))
     return leaves
 
 
@@ -114,16 +116,15 @@ def _flags(name: str, field: Any) -> tuple[str, ...]:
     return (f"{flag}/--no-{flag[2:]}",) if field.annotation is bool and field.default else (flag,)
 
 
-def _help(field: Any) -> str:
+def _help(field: Any, required: bool) -> str:
     choices = _literal(field.annotation)
     text = (field.description or "") + (f" ({', '.join(choices)})" if choices else "")
-    if field.is_required():
-        return text + " [required]"
     default = field.default
+    if required:
+        return f"{text} [required]"
     if default in (None, PydanticUndefined) or field.default_factory:
         return text
-    shown = {True: "on", False: "off"}.get(default, default) if isinstance(default, bool) else default
-    return f"{text} [default: {shown}]"
+    return f"{text} [default: {('off', 'on')[default] if isinstance(default, bool) else default}]"
 
 
 def _cli_type(annotation: Any) -> Any:

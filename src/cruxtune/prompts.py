@@ -130,12 +130,12 @@ class Renderer:
 
 
 def worked_solution(problem: Problem) -> str:
-    """Return the worked solution with its answer stated, so that the verifier finds it.
+    r"""Return the worked solution with its answer stated, so that the verifier finds it.
 
     >>> worked_solution(Problem("p", "1 + 1?", "2", solution="One and one make two."))
-    'One and one make two.\\n#### 2'
-    >>> worked_solution(Problem("p", "1 + 1?", "2", solution="So \\\\boxed{2}."))
-    'So \\\\boxed{2}.'
+    'One and one make two.\n#### 2'
+    >>> worked_solution(Problem("p", "1 + 1?", "2", solution="So \\boxed{2}."))
+    'So \\boxed{2}.'
     """
     solution = (problem.solution or "").strip()
     stated = "####" in solution or "\\boxed" in solution

@@ -208,7 +208,7 @@ class TrainSettings(Settings):
     low_rank: LoraSettings = LoraSettings()
     trainer: dict[str, Any] = Field(
         default_factory=dict,
-        description="Any other SFTConfig field as name=value, e.g. --trainer weight_decay=0.1 (some are refused by name).",
+        description="Any other SFTConfig field as name=value, e.g. weight_decay=0.1; some are refused by name.",
     )
 
     @model_validator(mode="after")

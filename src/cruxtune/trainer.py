@@ -30,7 +30,7 @@ _NEVER = 10**9
 def training_model_settings(model: ModelSettings, lora: LoraSettings) -> ModelSettings:
     """Return how the model is loaded for training: float32 weights, or bfloat16 where they stay frozen under LoRA.
 
-    With dtype auto, arithmetic is bfloat16 (autocast) where the hardware has it; a dtype that is named is used as it is.
+    With dtype auto, arithmetic is bfloat16 (autocast) where the hardware has it; a named dtype is used as it is.
     """
     if model.dtype != "auto":
         return model
@@ -106,19 +106,36 @@ def run_trainer(trainer: Any, title: str, *, on_save: Callable[[], None]) -> lis
 
     `on_save` is called after every checkpoint.
     """
-    from transformers import PrinterCallback, TrainerCallback
+    from transformers import PrinterCallback
 
-    work = Path(trainer.args.output_dir)
-    checkpoint = last_checkpoint(work)
-    advance: Any = None
+    args = trainer.args
+    checkpoint = last_checkpoint(Path(args.output_dir))
+    per_epoch = math.ceil(len(trainer.get_train_dataloader()) / args.gradient_accumulation_steps)
+    steps = args.max_steps if args.max_steps > 0 else math.ceil(per_epoch * args.num_train_epochs)
+    done = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+    trainer.remove_callback(PrinterCallback)
+    with bar(title, steps, "steps", done) as advance, quiet_libraries():
+        trainer.add_callback(_watcher(advance, on_save))
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    return [
+        {name: entry[name] for name in ("step", "epoch", "loss", "grad_norm", "learning_rate") if name in entry}
+        for entry in trainer.state.log_history
+        if "loss" in entry
+    ]
 
-    saved = time.monotonic()
 
-    class Shown(TrainerCallback):  # type: ignore[misc]
+def _watcher(advance: Callable[[int], None], on_save: Callable[[], None]) -> Any:
+    """Return the callback that shows progress, saves by the clock, and stops a run whose loss is no number."""
+    from transformers import TrainerCallback
+
+    class Watcher(TrainerCallback):
+        def __init__(self) -> None:
+            self._saved = time.monotonic()
+
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             advance(1)
             if args.save_steps == _NEVER:
-                control.should_save = time.monotonic() - saved > SAVE_EVERY
+                control.should_save = time.monotonic() - self._saved > SAVE_EVERY
             if state.global_step >= state.max_steps:
                 # The last state is saved as the result.
                 control.should_save = False
@@ -132,22 +149,10 @@ def run_trainer(trainer: Any, title: str, *, on_save: Callable[[], None]) -> lis
                 )
 
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            nonlocal saved
-            saved = time.monotonic()
+            self._saved = time.monotonic()
             on_save()
 
-    trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(Shown())
-    per_epoch = -(-len(trainer.get_train_dataloader()) // trainer.args.gradient_accumulation_steps)
-    steps = trainer.args.max_steps if trainer.args.max_steps > 0 else round(per_epoch * trainer.args.num_train_epochs)
-    done = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
-    with bar(title, steps, "steps", done) as advance, quiet_libraries():
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    return [
-        {name: entry[name] for name in ("step", "epoch", "loss", "grad_norm", "learning_rate") if name in entry}
-        for entry in trainer.state.log_history
-        if "loss" in entry
-    ]
+    return Watcher()
 
 
 def last_checkpoint(work: Path) -> Path | None:
