@@ -9,11 +9,14 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
-from collections.abc import Callable, Sequence  # noqa: E402
-from pathlib import Path  # noqa: E402
-from typing import Any  # noqa: E402
+# Tiny models lose more by waking threads than they gain, most of all where tests share a machine.
+os.environ["OMP_NUM_THREADS"] = "1"
 
-import pytest  # noqa: E402
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
 
 CHATML = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
@@ -23,7 +26,8 @@ DATED = "{{ 'Today is ' + strftime_now('%d %B %Y') + '. ' }}" + CHATML
 FAILING = "{{ raise_exception('no users here') }}"
 SPECIALS = ("<bos>", "<eos>", "<|end|>")
 
-VOCABULARY = 256 + len(SPECIALS)
+VOCABULARY = 264
+"""Ids of a tiny model: a few more than the tokenizer has, as real models have."""
 
 
 @pytest.fixture(scope="session")
@@ -61,9 +65,9 @@ def tiny_tokenizer() -> Callable[..., Any]:
 def tiny_model() -> Callable[..., Any]:
     """A maker of tiny random causal models whose greedy continuations differ and end at different lengths.
 
-    Weights are drawn wide (a model as usually initialised repeats one token), and several ids end a sequence.
-    `architecture` is one of llama, qwen2, qwen3 and olmo2; `eos` gives the ids that end a sequence, by default a few
-    common bytes and the tokenizer's own.
+    Weights are drawn wide (a model as usually initialised repeats one token) and in float64 unless `dtype` says
+    otherwise. `architecture` is one of llama, qwen2, qwen3 and olmo2; `eos` gives the ids that end a sequence, by
+    default every sixth part of the vocabulary and <|end|>.
     """
 
     def make(
@@ -79,7 +83,8 @@ def tiny_model() -> Callable[..., Any]:
         import torch
         from transformers import AutoConfig, AutoModelForCausalLM
 
-        ends = list(eos) if eos is not None else [*range(0, vocab_size, max(1, vocab_size // 6)), vocab_size - 1]
+        end_of_turn = min(258, vocab_size - 1)
+        ends = sorted({*range(0, vocab_size, max(1, vocab_size // 6)), end_of_turn} if eos is None else eos)
         sizes: dict[str, Any] = {
             "vocab_size": vocab_size,
             "hidden_size": 32,
@@ -108,17 +113,19 @@ def tiny_model() -> Callable[..., Any]:
 
 
 @pytest.fixture(scope="session")
-def tiny_checkpoint(
-    tiny_tokenizer: Callable[..., Any], tiny_model: Callable[..., Any]
-) -> Callable[..., Path]:
+def tiny_checkpoint(tiny_tokenizer: Callable[..., Any], tiny_model: Callable[..., Any]) -> Callable[..., Path]:
     """A maker of model directories that `--model DIR` loads: (directory, architecture) → the directory.
 
-    `template` goes to the tokenizer, everything else to the model.
+    `template` goes to the tokenizer, everything else to the model. Weights are saved in float64; `--dtype float64`
+    loads them as they are.
     """
 
     def make(directory: Path, architecture: str = "llama", *, template: str | None = None, **model: Any) -> Path:
-        tiny_model(architecture, **model).save_pretrained(directory)
-        tiny_tokenizer(template).save_pretrained(directory)
+        from cruxtune.models import quiet_libraries
+
+        with quiet_libraries():
+            tiny_model(architecture, **model).save_pretrained(directory)
+            tiny_tokenizer(template).save_pretrained(directory)
         return directory
 
     return make

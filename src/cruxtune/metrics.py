@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -76,7 +77,9 @@ def bootstrap_interval(
         exact = scipy.stats.binomtest(int(sample.sum()), len(sample)).proportion_ci(confidence, method="exact")
         return float(exact.low), float(exact.high)
     options = {"n_resamples": resamples, "confidence_level": confidence, "batch": 200}
-    with np.errstate(invalid="ignore", divide="ignore"):
+    with warnings.catch_warnings(), np.errstate(invalid="ignore", divide="ignore"):
+        # What scipy warns of, BCa without a value, is what the second method is for.
+        warnings.simplefilter("ignore", scipy.stats.DegenerateDataWarning)
         for method in ("BCa", "percentile"):
             found = scipy.stats.bootstrap((sample,), np.mean, method=method, rng=seed, **options).confidence_interval
             if np.isfinite([found.low, found.high]).all():

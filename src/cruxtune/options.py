@@ -13,10 +13,9 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from cruxtune.errors import ConfigError
-from cruxtune.settings import inner_settings
+from cruxtune.settings import SINGULAR, flag, inner_settings
 
 DRY_RUN = "Print the resolved settings and the plan; load no model, write nothing."
-_SINGULAR = {"fields": "field", "evaluations": "evaluation"}
 
 
 def with_options(kind: type[BaseModel], handler: Callable[[dict[str, Any], bool], None]) -> Callable[..., None]:
@@ -76,8 +75,12 @@ def parse_pairs(pairs: list[str], name: str) -> dict[str, Any]:
     for pair in pairs:
         key, separator, value = pair.partition("=")
         if not separator or not key:
-            raise ConfigError(f"--{_SINGULAR.get(name, name)} {pair}: write it as NAME=VALUE")
-        parsed[key] = value if name in _SINGULAR else yaml.safe_load(value)
+            raise ConfigError(f"{flag(name)} {pair}: write it as NAME=VALUE")
+        try:
+            parsed[key] = value if name in SINGULAR else yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            problem = getattr(error, "problem", None) or "it cannot be read"
+            raise ConfigError(f"{flag(name)} {pair}: the value is no valid YAML ({problem}); quote it") from error
     return parsed
 
 
@@ -93,6 +96,8 @@ def nested_values(overrides: list[str]) -> dict[str, Any]:
         inner = nested
         for part in path:
             inner = inner.setdefault(part, {})
+            if not isinstance(inner, dict):
+                raise ConfigError(f"--set {key}: {part} is given a value of its own too; leave one of them out")
         inner[last] = value
     return nested
 
@@ -111,9 +116,9 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _flags(name: str, field: Any) -> tuple[str, ...]:
-    flag = "--" + _SINGULAR.get(name, name).replace("_", "-")
+    spelled = flag(name)
     # What is off by default needs no flag that turns it off.
-    return (f"{flag}/--no-{flag[2:]}",) if field.annotation is bool and field.default else (flag,)
+    return (f"{spelled}/--no-{spelled[2:]}",) if field.annotation is bool and field.default else (spelled,)
 
 
 def _help(field: Any, required: bool) -> str:

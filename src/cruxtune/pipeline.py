@@ -14,6 +14,7 @@ from cruxtune.problems import fingerprint, load_problems, split_problems, withou
 from cruxtune.progress import duration, stderr
 from cruxtune.recipe import Recipe, Step, plan, split_file
 from cruxtune.records import Problem
+from cruxtune.rows import normalised
 from cruxtune.settings import flat
 from cruxtune.stages.annotate import annotate
 from cruxtune.stages.compare import compare
@@ -87,7 +88,7 @@ def split(recipe: Recipe) -> Mapping[str, list[Problem]]:
     elif sizes.heldout is None:
         raise ConfigError("splits.heldout is missing and there is no section heldout; give one of them")
     reserved = [sizes.coldstart or 0, 0 if recipe.heldout else sizes.heldout or 0]
-    distinct = len({" ".join(problem.question.casefold().split()) for problem in pool})
+    distinct = len({normalised(problem.question) for problem in pool})
     train_size = sizes.train if sizes.train is not None else distinct - sum(reserved)
     if train_size < 1:
         raise DataError(

@@ -35,6 +35,9 @@ from cruxtune.settings import (
 
 START = "start"
 
+_BY_NAME = {"model": "model", "problems": "problems", "heldout": "problems"}
+"""Sections that may be a text, and the field that it is."""
+
 
 class Splits(Settings):
     """How many problems go where; the splits never share a question."""
@@ -98,13 +101,18 @@ def read_recipe(path: Path, overrides: Mapping[str, Any]) -> Recipe:
     if not path.is_file():
         raise ConfigError(f"the recipe {path} does not exist; check the path")
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.safe_load(path.read_bytes())
     except yaml.YAMLError as error:
         raise ConfigError(f"the recipe {path} is no valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"the recipe {path} must be a mapping of sections; see recipes/ for examples")
+    # Spelled out, so that an override of model.dtype does not replace a model that is given by its name alone.
+    for name, first in _BY_NAME.items():
+        if isinstance(content.get(name), str):
+            content[name] = {first: content[name]}
+    content = merged(content, overrides)
     try:
-        return Recipe.model_validate(merged(content, overrides))
+        return Recipe.model_validate(content)
     except ValidationError as error:
         raise ConfigError(f"the recipe {path}: {explain(error, '')}{_hint(content)}") from error
 
@@ -119,6 +127,9 @@ def plan(recipe: Recipe, *, overwrite: bool = False) -> list[Step]:
     errors: list[str] = []
 
     def settings(kind: type[S], section: str, leaves: Mapping[str, Any], folder: str) -> S | None:
+        if fixed := [name for name in ("output", "overwrite") if name in leaves]:
+            errors.extend(f"{section}.{name}: later steps read what is in the run's own directory" for name in fixed)
+            return None
         try:
             where = {"output": root / folder, "seed": recipe.seed, "overwrite": overwrite}
             return build(kind, {**where, **leaves}, section)

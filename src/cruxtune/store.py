@@ -33,6 +33,8 @@ from cruxtune.errors import StoreError
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+CARD = "README.md"
+LOCK = ".lock"
 MAIN_TABLE = "data"
 _GROUP_KEY = b"cruxtune.group"
 _LIBRARIES = (
@@ -53,11 +55,12 @@ Rows = Sequence[Mapping[str, Any]]
 class Workspace:
     """A directory that one process at a time may write, and its manifest.
 
-    `identity` holds what determines the content (settings, model, source, seed) as a flat mapping. A directory made
-    with another identity is refused, naming the first field that differs, unless `overwrite`.
+    `identity` holds what determines the content (settings, model, source, seed) as a flat mapping. A directory with
+    results of another identity is refused, naming the first field that differs, unless `overwrite`.
 
     Raises:
-        StoreError: another process holds the directory, it belongs to other settings, or it is no dataset of ours.
+        StoreError: another process holds the directory, it belongs to other settings, it is no dataset of ours, or it
+            cannot be written.
     """
 
     def __init__(self, path: Path, stage: str, identity: Mapping[str, Any], *, overwrite: bool = False) -> None:
@@ -71,8 +74,14 @@ class Workspace:
     def __enter__(self) -> Workspace:
         if self.path.exists() and not self.path.is_dir():
             raise StoreError(f"--output {self.path} is a file; name a directory")
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._acquire()
+        try:
+            self._refuse_foreign()
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._acquire()
+        except OSError as error:
+            raise StoreError(
+                f"--output {self.path} cannot be written ({error.strerror}); choose another directory"
+            ) from error
         try:
             self._open()
         except BaseException:
@@ -111,7 +120,7 @@ class Workspace:
 
     def _acquire(self) -> None:
         # flock is tied to the open file: a process that dies, however it dies, holds nothing.
-        self._lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        self._lock = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -127,39 +136,51 @@ class Workspace:
             self._lock = None
 
     def _open(self) -> None:
-        file = self.path / MANIFEST
         if self._overwrite:
             self._clear()
-        if file.exists():
+        if (self.path / MANIFEST).exists():
             self.manifest = read_manifest(self.path)
             if self.manifest["stage"] != self.stage:
                 raise StoreError(
                     f"{self.path} holds the output of `{self.manifest['stage']}`, not of `{self.stage}`; "
                     "choose another --output"
                 )
-            self._compare(self.manifest["identity"], self.identity)
-        elif any(entry.name != ".lock" for entry in self.path.iterdir()):
+            # A run that failed before its first result (a mistyped model, say) leaves nothing to protect.
+            if self.complete or self._has_results():
+                self._compare(self.manifest["identity"], self.identity)
+                return
+        self.manifest = {
+            "format": FORMAT,
+            "stage": self.stage,
+            "complete": False,
+            "identity": self.identity,
+            "facts": {},
+            "versions": library_versions(),
+            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }
+        self.save()
+
+    def _refuse_foreign(self) -> None:
+        """Raise for a directory that we did not make, before anything in it is touched."""
+        if not self.path.is_dir():
+            return
+        # The manifest is the first file that we write: a crash may leave its temporary one alone.
+        names = {entry.name for entry in self.path.iterdir()} - {LOCK, f".{MANIFEST}.tmp"}
+        if names and MANIFEST not in names:
             raise StoreError(
                 f"{self.path} is not empty and has no {MANIFEST}, so it is not ours to write; choose another --output"
             )
-        else:
-            self.manifest = {
-                "format": FORMAT,
-                "stage": self.stage,
-                "complete": False,
-                "identity": self.identity,
-                "facts": {},
-                "versions": library_versions(),
-                "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            }
-            self.save()
+        if names and self._overwrite and not _is_ours(self.path / MANIFEST):
+            raise StoreError(
+                f"--overwrite: {self.path / MANIFEST} is not one of cruxtune's, so {self.path} is not ours to delete; "
+                "remove it yourself, or choose another --output"
+            )
+
+    def _has_results(self) -> bool:
+        return any(file.is_file() and file.name not in (LOCK, MANIFEST, CARD) for file in self.path.rglob("*"))
 
     def _clear(self) -> None:
-        entries = [entry for entry in self.path.iterdir() if entry.name != ".lock"]
-        if entries and not (self.path / MANIFEST).exists():
-            raise StoreError(
-                f"--overwrite: {self.path} has no {MANIFEST}, so it is not ours to delete; remove it yourself"
-            )
+        entries = [entry for entry in self.path.iterdir() if entry.name != LOCK]
         # The manifest goes last: a crash half-way leaves a directory that --overwrite still recognises.
         for entry in sorted(entries, key=lambda entry: entry.name == MANIFEST):
             shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
@@ -204,7 +225,7 @@ class DatasetWriter(Workspace):
             (self.path / name).mkdir(exist_ok=True)
             for stray in (self.path / name).glob(".*.tmp"):
                 stray.unlink()
-        write_atomic(self.path / "README.md", self._card().encode())
+        write_atomic(self.path / CARD, self._card().encode())
         return self
 
     def pending(self) -> list[int]:
@@ -269,11 +290,14 @@ def read_manifest(path: Path) -> dict[str, Any]:
         manifest = json.loads(file.read_bytes())
     except ValueError as error:
         raise StoreError(
-            f"{file} is not valid JSON ({error}); restore it, or run the stage with --overwrite"
+            f"{file} is not valid JSON ({error}); restore it, or remove {path} and run the stage again"
         ) from error
+    if not isinstance(manifest, dict) or "stage" not in manifest:
+        raise StoreError(f"{file} is not one of cruxtune's; check the path")
     if manifest.get("format") != FORMAT:
         raise StoreError(
-            f"{file} has format {manifest.get('format')}, this version reads {FORMAT}; run the stage again"
+            f"{file} has format {manifest.get('format')}, this version reads {FORMAT}; "
+            "run the stage again with --overwrite"
         )
     return manifest
 
@@ -329,6 +353,14 @@ def write_atomic(path: Path, content: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     _publish(temporary, path)
+
+
+def _is_ours(manifest: Path) -> bool:
+    try:
+        content = json.loads(manifest.read_bytes())
+    except ValueError:
+        return False
+    return isinstance(content, dict) and {"format", "stage", "identity"} <= content.keys()
 
 
 def library_versions() -> dict[str, str]:

@@ -15,12 +15,13 @@ _log = logging.getLogger("cruxtune")
 def usable(problems: Sequence[Problem], verifier: Verifier, *, skip_bad: bool) -> list[Problem]:
     """Return the problems whose gold answer the verifier accepts when a response states it.
 
-    Problems of kind custom are not checked: only their function knows what a response looks like.
+    Two kinds of problem are not checked: custom ones, since only their function knows what a response looks like, and
+    reasoning-gym's puzzles that have no gold answer, since their scorer judges by the rules.
 
     Raises:
         DataError: a gold answer is rejected and `skip_bad` is off, or all are.
     """
-    checked = [problem for problem in problems if problem.kind != "custom"]
+    checked = [problem for problem in problems if problem.kind != "custom" and problem.answer]
     verdicts = verifier.verify_many([(f"#### {problem.answer}", problem) for problem in checked])
     bad = {
         problem.id: verdict.reason for problem, verdict in zip(checked, verdicts, strict=True) if not verdict.correct
