@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from cruxtune.settings import PromptSettings
 CHAT_INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
 CHOICE_INSTRUCTION = "Please reason step by step, and put the letter of your choice within \\boxed{}."
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_NOW = re.compile(r"strftime_now\(\s*(?P<quote>['\"])(?P<format>.*?)(?P=quote)\s*\)")
 
 
 class Renderer:
@@ -39,8 +41,7 @@ class Renderer:
             raise ConfigError(
                 f"--system {settings.system!r} needs a chat template; leave it out, or use --template chat"
             )
-        self._template = template if self.chat else None
-        self._day = _day(settings.date)
+        self._template = _pin_date(template, settings.date) if template and self.chat else None
 
     def render(self, problem: Problem) -> list[int]:
         """Return the prompt ids of a problem, up to where the response begins.
@@ -56,13 +57,7 @@ class Renderer:
             messages.insert(0, {"role": "system", "content": self._settings.system})
         try:
             encoded = self.tokenizer.apply_chat_template(
-                messages,
-                chat_template=self._template,
-                add_generation_prompt=True,
-                tokenize=True,
-                return_dict=True,
-                # Takes the place of the function that gives today's date: a prompt must not depend on the day.
-                strftime_now=self._day.strftime,
+                messages, chat_template=self._template, add_generation_prompt=True, tokenize=True, return_dict=True
             )
         except Exception as error:  # a template is the model author's code: it raises what it likes
             raise DataError(
@@ -155,13 +150,19 @@ def tokenizer_hash(tokenizer: Any) -> str:
 
 
 def _chat_template(tokenizer: Any) -> str | None:
-    """Return the chat template; of several, the one called default."""
+    """Return the chat template; of several (one for tools, say), the one called default."""
     template = tokenizer.chat_template
     return template.get("default") if isinstance(template, Mapping) else template
 
 
-def _day(date: str) -> datetime.date:
+def _pin_date(template: str, date: str) -> str:
+    """Replace a template's calls for today's date by a fixed one: a prompt must not depend on the day.
+
+    >>> _pin_date('{{ strftime_now("%d %b %Y") }}', "2024-07-26")
+    "{{ '26 Jul 2024' }}"
+    """
     try:
-        return datetime.date.fromisoformat(date)
+        day = datetime.date.fromisoformat(date)
     except ValueError as error:
         raise ConfigError(f"--date {date!r} is no date; write it as YYYY-MM-DD") from error
+    return _NOW.sub(lambda call: repr(day.strftime(call["format"])), template)

@@ -18,6 +18,7 @@ class Pieces:
         self.known: list[str] = []
 
     def __call__(self, ids: Sequence[int]) -> list[str]:
+        """Return the piece of each id."""
         return [self.known[token_id] for token_id in ids]
 
     def id(self, piece: str) -> int:
@@ -81,11 +82,11 @@ def annotations(annotate: Callable[..., Annotation]) -> list[Annotation]:
         left = had + bought - gave
         made.append(
             annotate(
-                f"{name} has {had} apples and buys {bought} more, so now there are {had} + {bought} = {had + bought}.\n"
-                f"Giving away {gave} leaves {had + bought} - {gave} = {left} apples.{' That is all.' * (number % 5)}\n\n"
+                f"{name} has {had} apples and buys {bought} more, so there are {had} + {bought} = {had + bought}.\n"
+                f"Giving away {gave} leaves {had + bought} - {gave} = {left} apples.{' That is it.' * (number % 5)}\n\n"
                 f"#### {left}<|im_end|>",
-                question=f"{name} has {had} apples and buys {bought} more at the market. On the way home {gave} of them "
-                "are given to a friend. How many apples are left?",
+                question=f"{name} has {had} apples and buys {bought} more at the market. On the way home {gave} "
+                "of them are given to a friend. How many apples are left?",
                 answer=str(left),
                 problem_id=f"gsm_symbolic-{number:04}",
             )

@@ -45,7 +45,7 @@ def write_report(
     Args:
         path: The file to write; its folder is made where it is missing.
         summary: The run's numbers. Every key is optional: what is missing is left out of the page.
-        annotations: Annotated responses. All go into the histogram, the first ten are shown.
+        annotations: Annotated responses, from the first on. All go into the histogram, the first ten are shown.
         pieces: Gives one string per token id, however many ids it is asked for at once.
 
     Returns:
@@ -69,7 +69,7 @@ def write_report(
         histogram=_histogram(annotations),
         stages=_stages(summary.get("seconds_by_stage") or {}),
         responses=[_response(number, annotation, pieces) for number, annotation in enumerate(annotations[:SHOWN], 1)],
-        annotated=len(annotations),
+        annotated=max(len(annotations), summary.get("annotated_responses") or 0),
         run=_run(summary),
     )
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -87,7 +87,7 @@ def _facts(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     if (share := summary.get("critical_share")) is not None:
         facts.append(("Critical tokens", _percent(share), "of all annotated tokens"))
     if (annotated := summary.get("annotated_responses")) is not None:
-        facts.append(("Annotated responses", f"{annotated:,}", "correct, token by token"))
+        facts.append(("Responses", f"{annotated:,}", "annotated, all of them right"))
     rollouts = summary.get("rollouts") or {}
     if (made := rollouts.get("made")) is not None:
         skipped = rollouts.get("skipped")
@@ -95,8 +95,8 @@ def _facts(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     if (heldout := summary.get("heldout_problems")) is not None:
         facts.append(("Held-out problems", f"{heldout:,}", "for each model"))
     if (seconds := summary.get("seconds")) is not None:
-        facts.append(("Time", _duration(seconds), "from start to end"))
-    if (memory := summary.get("peak_memory_gib")) is not None:
+        facts.append(("Time", _duration(seconds), "all stages together"))
+    if memory := summary.get("peak_memory_gib"):
         facts.append(("Peak memory", f"{memory:.1f}{_THIN}GiB", ""))
     return facts
 
@@ -104,7 +104,7 @@ def _facts(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 def _results(summary: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the columns and rows of the result table, or None where there are no models."""
     models = summary.get("models") or {}
-    rows = [(name, models[name]) for name in _MODELS if models.get(name)]
+    rows = [(name, models[name]) for name in dict.fromkeys([*_MODELS, *models]) if models.get(name)]
     if not rows:
         return None
     metrics = [metric for metric in ("pass@1", "pass@N") if any(row.get(metric) is not None for _, row in rows)]
@@ -115,8 +115,8 @@ def _results(summary: Mapping[str, Any]) -> dict[str, Any] | None:
         "rows": [
             {
                 "name": name,
-                "title": _MODELS[name][0],
-                "note": _MODELS[name][1],
+                "title": _MODELS.get(name, (name, ""))[0],
+                "note": _MODELS.get(name, (name, ""))[1],
                 "cells": [_estimate(row.get(metric), row.get(f"{metric}_interval")) for metric in metrics],
                 "tokens": _tokens(row.get("tokens_trained"), all_tokens, ordinary=name == "sft"),
             }
@@ -139,7 +139,7 @@ def _estimate(value: float | None, interval: Sequence[float] | None) -> dict[str
     if interval is not None:
         low, high = interval
         shown |= {
-            "interval": f"{100 * low:.1f} – {100 * high:.1f}{_THIN}%",
+            "interval": f"{100 * low:.1f}–{100 * high:.1f}",
             "left": f"{100 * low:.2f}%",
             "right": f"{100 * high:.2f}%",
         }
@@ -166,7 +166,7 @@ def _differences(paired: Mapping[str, Any], samples: int | None) -> list[dict[st
             continue
         low, high = interval
         if low <= 0 <= high:
-            verdict, reason = "cannot be told apart", "the interval contains 0"
+            verdict, reason = "CFT and SFT cannot be told apart", "the interval contains 0"
         elif low > 0:
             verdict, reason = "CFT does better than SFT", "the interval lies above 0"
         else:
@@ -229,6 +229,7 @@ def _response(number: int, annotation: Annotation, pieces: Callable[[Sequence[in
         "choices": [printable(choice) for choice in problem.choices or []],
         "answer": printable(problem.answer),
         "tokens": tokens,
+        "has_empty": any(not token["shown"] for token in tokens),
         "counts": f"{critical} of {len(tokens)} tokens critical",
         "share": f" ({_percent(critical / len(tokens))})" if tokens else "",
     }
@@ -241,7 +242,7 @@ def _token(
     critical = annotation.critical[position]
     probability = _probability(annotation.logprobs[position])
     # Exact ties and a probability of 1 may leave an entropy of -0.0.
-    entropy = f"{max(annotation.entropies[position], 0.0):.2f}"
+    entropy = f"{max(0.0, annotation.entropies[position]):.2f}"
     alternatives = [
         (one_line(pieces([token_id])[0]), _probability(logprob), _VERDICTS[correct])
         for token_id, logprob, correct in zip(

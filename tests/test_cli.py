@@ -1,0 +1,228 @@
+"""The command line as a user meets it: what goes wrong is one line, what is asked for is done, Ctrl-C loses nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cruxtune.store import read_manifest, read_rows
+
+PROGRAM = Path(sys.executable).with_name("cruxtune")
+ROOT = Path(__file__).parents[1]
+STAGES = ["respond", "annotate", "train", "evaluate", "compare"]
+GOOD = '{"question": "1 + 1?", "answer": "2"}'
+
+
+def cruxtune(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run the program in a directory, on a wide terminal, and return what it said."""
+    return subprocess.run(
+        [PROGRAM, *arguments],
+        cwd=cwd,
+        env={**os.environ, "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+def complaint(result: subprocess.CompletedProcess[str]) -> str:
+    """Return the one line that a user's error is."""
+    assert result.returncode == 2, result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+# What goes wrong
+
+RESPOND = "respond --model /nowhere --output out --problems"
+
+
+@pytest.mark.parametrize(
+    ("command", "rows", "told"),
+    [
+        (f"{RESPOND} nope.jsonl", None, ["nope.jsonl", "--problems"]),
+        (f"{RESPOND} p.jsonl", [GOOD, '{"question": "2 + 2?", "ans'], ["Line 2 of p.jsonl is not JSON"]),
+        (f"{RESPOND} p.jsonl", [GOOD, '{"question": "2 + 2?"}'], ["Line 2 of p.jsonl", "answer"]),
+        (f"{RESPOND} p.jsonl", [], ["p.jsonl", "holds no problems"]),
+        (
+            f"{RESPOND} p.jsonl --field question=prompt",
+            [GOOD],
+            ["'prompt'", "--field question=prompt", "question, answer"],
+        ),
+        (f"{RESPOND} p.jsonl --field question", [GOOD], ["--field question: write it as NAME=VALUE"]),
+        (
+            f"{RESPOND} p.jsonl --kind exact",
+            [GOOD, '{"question": "q", "answer": "two\\nlines", "id": "odd"}'],
+            ["rejects the gold answer of 1 of 2 problems, first odd", "--skip-bad"],
+        ),
+        (f"{RESPOND} p.jsonl", [GOOD], ["--model /nowhere does not exist"]),
+        (f"{RESPOND} gym:no_such_task", None, ["no_such_task", "--problems"]),
+        (f"{RESPOND} p.jsonl --max-tokens 5", [GOOD], ["No such option: --max-tokens"]),
+        (f"{RESPOND} p.jsonl --max-new-tokens many", [GOOD], ["--max-new-tokens", "integer"]),
+        (f"{RESPOND} p.jsonl --max-new-tokens 0 --dtype int8", [GOOD], ["--max-new-tokens: ", "--dtype: ", "'int8'"]),
+        ("respond", None, ["--problems: is required", "--model: is required", "--output: is required"]),
+        ("compare --output out", None, ["--evaluation: is required"]),
+        ("annotate --responses nowhere --output out", None, ["--responses nowhere does not exist", "cruxtune respond"]),
+        ("train --method dpo --output out", None, ["--method: Input should be 'cft', 'sft' or 'gold' (got 'dpo')"]),
+        ("train --method cft --output out", None, ["needs --annotations"]),
+        (
+            "train --method cft --annotations a --output out --trainer packing=true",
+            None,
+            ["trainer field packing is refused"],
+        ),
+        ("run nope.yaml", None, ["the recipe nope.yaml does not exist"]),
+        ("run", None, ["Missing", "recipe"]),
+        ("answer", None, ["No such command 'answer'"]),
+    ],
+)
+def test_a_users_error_is_one_line_that_names_what_is_wrong(
+    tmp_path: Path, command: str, rows: list[str] | None, told: list[str]
+) -> None:
+    """Exit code 2, one line on stderr, nothing on stdout, no traceback, nothing written."""
+    if rows is not None:
+        (tmp_path / "p.jsonl").write_text("".join(f"{row}\n" for row in rows))
+    line = complaint(cruxtune(*shlex.split(command), cwd=tmp_path))
+    for part in told:
+        assert part in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_cannot_be_made_is_a_users_error(tmp_path: Path) -> None:
+    """So is a file in the way, found before the model is loaded."""
+    (tmp_path / "p.jsonl").write_text(GOOD)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    command = ["respond", "--model", "model", "--problems", "p.jsonl", "--output"]
+    assert "is a file; name a directory" in complaint(cruxtune(*command, "p.jsonl", cwd=tmp_path))
+    assert "cannot be written (Not a directory)" in complaint(cruxtune(*command, "p.jsonl/out", cwd=tmp_path))
+
+
+def test_without_a_command_help_is_shown_and_nothing_else(tmp_path: Path) -> None:
+    """`cruxtune` alone is a question, which the help answers."""
+    result = cruxtune(cwd=tmp_path)
+    assert "Usage: cruxtune" in result.stdout + result.stderr
+    assert "error:" not in result.stderr
+
+
+# What is asked for
+
+
+@pytest.mark.parametrize("name", [*STAGES, "run", "demo"])
+def test_help_has_an_example_that_works(tmp_path: Path, name: str) -> None:
+    """--help of every command shows a command line of it; that line, with --dry-run, runs and writes nothing."""
+    shown = cruxtune(name, "--help", cwd=tmp_path)
+    assert shown.returncode == 0
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    (example,) = re.findall(rf"cruxtune ({name} [^│[]*?)(?: is an example\.)? *$", shown.stdout, re.MULTILINE)
+    result = cruxtune(*shlex.split(example), "--dry-run", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    heads = re.findall(r"^# (.*)$", result.stdout, re.MULTILINE)
+    assert {"respond", "annotate", "compare"} <= set(heads) if name in ("run", "demo") else heads == [name]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["recipes"]
+
+
+def test_dry_run_shows_what_would_be_used(tmp_path: Path) -> None:
+    """The settings printed are YAML with the values given and the defaults."""
+    import yaml
+
+    result = cruxtune(
+        *shlex.split("evaluate --model nowhere --problems p.jsonl --output out --samples 3 --no-loop-stop --dry-run"),
+        cwd=tmp_path,
+    )
+    settings = yaml.safe_load(result.stdout)
+    assert (settings["samples"], settings["temperature"]) == (3, 1.0)
+    assert settings["decoding"] == {"max_new_tokens": 512, "loop_stop": False, "batch_size": 64}
+    assert settings["output"]["output"] == "out"
+
+
+def test_dry_run_of_every_command_loads_neither_torch_nor_transformers(tmp_path: Path) -> None:
+    """What only prints a plan is there in an instant."""
+    code = (
+        "import sys; from cruxtune import cli\n"
+        "for line in sys.stdin.read().splitlines():\n"
+        "    sys.argv = ['cruxtune', *line.split()]\n"
+        "    cli.main()\n"
+        "assert not {'torch', 'transformers', 'datasets', 'trl'} & sys.modules.keys()\n"
+    )
+    lines = [
+        f"{RESPOND} p.jsonl --dry-run",
+        "annotate --responses r --output out --dry-run",
+        "train --method sft --annotations a --output out --dry-run",
+        "evaluate --model m --problems gym:chain_sum --output out --dry-run",
+        "compare --evaluation a=x --output out --dry-run",
+        "demo --dry-run",
+    ]
+    result = subprocess.run(
+        [sys.executable, "-c", code], input="\n".join(lines), cwd=tmp_path, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_recipe_is_changed_by_options(tmp_path: Path) -> None:
+    """--output, --seed and --set replace values of the recipe in every step of the plan."""
+    arguments = "run demo.yaml --output elsewhere --seed 7 --set decoding.max_new_tokens=9 --dry-run"
+    (tmp_path / "demo.yaml").write_bytes((ROOT / "src" / "cruxtune" / "demo.yaml").read_bytes())
+    plan = cruxtune(*shlex.split(arguments), cwd=tmp_path).stdout
+    assert "  output: elsewhere/responses\n" in plan
+    assert "output: demo" not in plan
+    assert set(re.findall(r"^ *seed: (\d+)$", plan, re.MULTILINE)) == {"7"}
+    assert set(re.findall(r"max_new_tokens: (\d+)", plan)) == {"9"}
+
+
+# What an interruption leaves
+
+
+def test_ctrl_c_loses_at_most_a_group_and_the_same_command_resumes(
+    tmp_path: Path, tiny_checkpoint: Callable[..., Path]
+) -> None:
+    """SIGINT ends a run with 130 and says how to go on; the same command does the rest and prints where it is."""
+    model = tiny_checkpoint(tmp_path / "model")
+    problems = [json.dumps({"id": f"p{n}", "question": f"{n} + {n}?", "answer": str(2 * n)}) for n in range(80)]
+    (tmp_path / "p.jsonl").write_text("\n".join(problems))
+    command = shlex.split(
+        f"respond --model {model} --dtype float64 --device cpu --problems p.jsonl --output out --batch-size 1 "
+        "--max-new-tokens 60"
+    )
+    first = tmp_path / "out" / "data" / "part-00000.parquet"
+    process = subprocess.Popen(
+        [PROGRAM, *command], cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + 60
+    while not first.exists() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "interrupted: what is finished is kept; the same command resumes" in said
+    assert "Traceback" not in said
+    done = {shard.name: shard.stat().st_mtime_ns for shard in first.parent.iterdir()}
+    assert first.name in done
+    assert len(done) < 80
+    assert read_manifest(tmp_path / "out")["complete"] is False
+
+    result = cruxtune(*command, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "out\n"
+    assert read_manifest(tmp_path / "out")["rows"] == 80
+    assert [row["id"] for row in read_rows(tmp_path / "out")] == [f"p{n}" for n in range(80)]
+    after = {shard.name: shard.stat().st_mtime_ns for shard in first.parent.iterdir()}
+    assert done.items() <= after.items()
+
+    changed = cruxtune(*command, "--max-new-tokens", "61", cwd=tmp_path)
+    assert "max_new_tokens = 60, and this run has 61" in complaint(changed)
