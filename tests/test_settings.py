@@ -259,10 +259,10 @@ def test_an_override_within_a_value_is_refused(overrides: list[str]) -> None:
         nested_values(overrides)
 
 
-trees = st.recursive(
-    st.integers(), lambda inner: st.dictionaries(st.text("ab", min_size=1, max_size=2), inner, max_size=3), max_leaves=8
-)
-mappings = st.dictionaries(st.text("ab", min_size=1, max_size=2), trees, max_size=3)
+names = st.text("ab", min_size=1, max_size=2)
+# No section within is empty: it would be a value of its own, and replaces what it meets.
+trees = st.recursive(st.integers(), lambda inner: st.dictionaries(names, inner, min_size=1, max_size=3), max_leaves=8)
+mappings = st.dictionaries(names, trees, max_size=3)
 
 
 def leaves_of(tree: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:

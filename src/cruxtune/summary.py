@@ -14,21 +14,13 @@ from cruxtune.report.html import write_report
 from cruxtune.settings import ModelSettings
 from cruxtune.store import library_versions, read_rows, write_atomic
 
-_SHOWN = 10
-"""Responses shown with their critical tokens."""
-
-
 def write_summary(recipe: Recipe, manifests: Mapping[str, Mapping[str, Any]], *, command: str) -> dict[str, Any]:
     """Write summary.json and report.html into the run's directory and return the summary."""
     summary = summarise(recipe, manifests, command=command)
     write_atomic(recipe.output / "summary.json", (json.dumps(summary, indent=2, ensure_ascii=False) + "\n").encode())
     model = ModelSettings.model_validate(manifests["respond"]["settings"]["model"])
     renderer = Renderer(load_tokenizer(model), recipe.prompt)
-    annotations = []
-    for row in read_rows(recipe.output / "annotations"):
-        annotations.append(Annotation.from_row(row))
-        if len(annotations) == _SHOWN:
-            break
+    annotations = [Annotation.from_row(row) for row in read_rows(recipe.output / "annotations")]
     write_report(recipe.output / "report.html", summary, annotations, renderer.pieces)
     return summary
 
