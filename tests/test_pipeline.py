@@ -17,7 +17,7 @@ from cruxtune.store import read_manifest, read_rows
 ROOT = Path(__file__).parents[1]
 JUDGE = "def judge(text, problem):\n    return sum(text.encode()) % 2 == 0\n"
 
-# Runs the command line in a process that kills itself at a given moment of a given stage: a real SIGKILL without a race.
+# Runs the command line in a process that kills itself at a given moment of a given stage: a real SIGKILL, no race.
 DRIVER = """
 import os, signal, sys
 from pathlib import Path

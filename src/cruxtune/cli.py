@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,6 +40,21 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"cruxtune {version('cruxtune')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version_: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
 
 
 def main() -> None:
@@ -288,6 +304,12 @@ def demo_command(
     """
     recipe = Path(__file__).with_name("demo.yaml")
     _run(recipe, {"output": str(output), "seed": seed}, limit, overwrite, dry_run)
+    if not dry_run:
+        stderr.print(
+            "At this size the demo shows the loop, not the claim: so few problems cannot tell apart methods that "
+            "differ by a few points, whichever way they fall.",
+            soft_wrap=True,
+        )
 
 
 def _run(path: Path, overrides: Mapping[str, Any], limit: int | None, overwrite: bool, dry_run: bool) -> None:
@@ -301,7 +323,18 @@ def _run(path: Path, overrides: Mapping[str, Any], limit: int | None, overwrite:
     from cruxtune.pipeline import run
     from cruxtune.summary import write_summary
 
-    manifests = run(recipe, limit=limit, overwrite=overwrite)
-    write_summary(recipe, manifests, command=" ".join(["cruxtune", *sys.argv[1:]]))
+    done = run(recipe, limit=limit, overwrite=overwrite)
+    summary = write_summary(recipe, done.manifests, done.seconds, command=" ".join(["cruxtune", *sys.argv[1:]]))
     typer.echo((recipe.output / "comparison" / "comparison.md").read_text())
+    made, total = summary["rollouts"]["made"], summary["rollouts"]["wanted"]
+    _table(
+        f"run on {summary['task']}",
+        {
+            "annotated responses": str(summary["annotated_responses"]),
+            "critical tokens": f"{100 * summary['critical_share']:.1f} %",
+            "rollouts made": _share(made, total),
+            "time": duration(summary["seconds"]),
+            "peak memory": f"{summary['peak_memory_gib']:.1f} GiB",
+        },
+    )
     typer.echo(recipe.output / "report.html")

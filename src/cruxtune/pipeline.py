@@ -5,7 +5,9 @@ from __future__ import annotations
 import gc
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +34,16 @@ _STAGES: dict[str, Callable[[Any], dict[str, Any]]] = {
 }
 
 
-def run(recipe: Recipe, *, limit: int | None = None, overwrite: bool = False) -> dict[str, dict[str, Any]]:
-    """Run every step of a recipe that is not finished; return each step's manifest by name.
+@dataclass(frozen=True)
+class Run:
+    """What a run made: the manifest of each step by name, and its wall-clock seconds over all runs that it took."""
+
+    manifests: dict[str, dict[str, Any]]
+    seconds: dict[str, float]
+
+
+def run(recipe: Recipe, *, limit: int | None = None, overwrite: bool = False) -> Run:
+    """Run every step of a recipe that is not finished.
 
     `limit` caps every split, for a trial.
 
@@ -42,15 +52,14 @@ def run(recipe: Recipe, *, limit: int | None = None, overwrite: bool = False) ->
     """
     steps = plan(recipe, overwrite=overwrite)
     manifests = {"problems": prepare_problems(recipe, limit=limit, overwrite=overwrite)}
-    clock = _Clock(recipe.expected_seconds)
+    clock = _Clock(recipe, fresh=overwrite)
     for number, step in enumerate(steps, start=1):
         stderr.print(f"[bold]\\[{number}/{len(steps)}] {step.name}[/bold]{clock.left(step, steps)}")
-        started = time.monotonic()
-        manifests[step.name] = _STAGES[step.stage](step.settings)
-        clock.done(step, time.monotonic() - started)
+        with clock.timing(step):
+            manifests[step.name] = _STAGES[step.stage](step.settings)
         # A model that is no longer used must not stay beside the next one.
         gc.collect()
-    return manifests
+    return Run(manifests, clock.seconds)
 
 
 def prepare_problems(recipe: Recipe, *, limit: int | None = None, overwrite: bool = False) -> dict[str, Any]:
@@ -106,22 +115,36 @@ def write_problems(path: Path, problems: list[Problem]) -> None:
 
 
 class _Clock:
-    """Time left: what each step is expected to take, scaled by how fast this machine has been so far."""
+    """Seconds of every step, kept in timings.json, and the time left.
 
-    def __init__(self, expected: Mapping[str, float]) -> None:
-        self._expected = expected
-        self._planned = 0.0
-        self._spent = 0.0
+    That is what each step is expected to take, scaled by how fast this machine has been so far.
+    """
 
-    def done(self, step: Step, seconds: float) -> None:
-        # A step that was finished by an earlier run says nothing of the speed.
-        if seconds > 1 and step.name in self._expected:
-            self._planned += self._expected[step.name]
-            self._spent += seconds
+    def __init__(self, recipe: Recipe, *, fresh: bool) -> None:
+        self._file = recipe.output / "timings.json"
+        self._expected = recipe.expected_seconds
+        self.seconds: dict[str, float] = {}
+        if self._file.exists() and not fresh:
+            self.seconds = json.loads(self._file.read_text())
+        self._finished: set[str] = set()
+
+    @contextmanager
+    def timing(self, step: Step) -> Iterator[None]:
+        started = time.monotonic()
+        try:
+            yield
+            self._finished.add(step.name)
+        finally:
+            # An interrupted step counts too: what it finished is not done again.
+            spent = self.seconds.get(step.name, 0.0) + time.monotonic() - started
+            self.seconds[step.name] = round(spent, 1)
+            write_atomic(self._file, json.dumps(self.seconds, indent=2).encode())
 
     def left(self, step: Step, steps: list[Step]) -> str:
         rest = sum(self._expected.get(other.name, 0.0) for other in steps[steps.index(step) :])
         if not rest:
             return ""
-        speed = self._spent / self._planned if self._planned else 1.0
-        return f" [dim](about {duration(rest * speed)} left if all is still to do)[/dim]"
+        known = [name for name in self._finished if name in self._expected]
+        planned = sum(self._expected[name] for name in known)
+        speed = sum(self.seconds[name] for name in known) / planned if planned else 1.0
+        return f" [dim](about {duration(rest * speed)} left)[/dim]"

@@ -14,9 +14,12 @@ from cruxtune.report.html import write_report
 from cruxtune.settings import ModelSettings
 from cruxtune.store import library_versions, read_rows, write_atomic
 
-def write_summary(recipe: Recipe, manifests: Mapping[str, Mapping[str, Any]], *, command: str) -> dict[str, Any]:
+
+def write_summary(
+    recipe: Recipe, manifests: Mapping[str, Mapping[str, Any]], seconds: Mapping[str, float], *, command: str
+) -> dict[str, Any]:
     """Write summary.json and report.html into the run's directory and return the summary."""
-    summary = summarise(recipe, manifests, command=command)
+    summary = summarise(recipe, manifests, seconds, command=command)
     write_atomic(recipe.output / "summary.json", (json.dumps(summary, indent=2, ensure_ascii=False) + "\n").encode())
     model = ModelSettings.model_validate(manifests["respond"]["settings"]["model"])
     renderer = Renderer(load_tokenizer(model), recipe.prompt)
@@ -25,16 +28,14 @@ def write_summary(recipe: Recipe, manifests: Mapping[str, Mapping[str, Any]], *,
     return summary
 
 
-def summarise(recipe: Recipe, manifests: Mapping[str, Mapping[str, Any]], *, command: str) -> dict[str, Any]:
-    """Return the numbers of a run, from the manifests of its steps.
+def summarise(
+    recipe: Recipe, manifests: Mapping[str, Mapping[str, Any]], seconds: Mapping[str, float], *, command: str
+) -> dict[str, Any]:
+    """Return the numbers of a run, from the manifests and the wall-clock seconds of its steps.
 
-    Seconds are those of the work that lasted, over all runs that were needed; `tokens_trained` counts tokens with loss
-    over all epochs, since the common start.
+    `tokens_trained` counts tokens with loss over all epochs, since the common start.
     """
     annotated, compared = manifests["annotate"]["accounting"], manifests["compare"]
-    seconds = {
-        name: manifest["accounting"]["seconds"] for name, manifest in manifests.items() if "accounting" in manifest
-    }
     trained = {name: manifests[f"train {name}"]["accounting"]["tokens_trained"] for name in recipe.train}
     differences = compared["differences"]
     return {
@@ -52,7 +53,7 @@ def summarise(recipe: Recipe, manifests: Mapping[str, Mapping[str, Any]], *, com
         },
         **({"cft_minus_sft": differences["cft - sft"]} if "cft - sft" in differences else {}),
         "seconds": round(sum(seconds.values()), 1),
-        "seconds_by_stage": seconds,
+        "seconds_by_stage": dict(seconds),
         "peak_memory_gib": max(manifest.get("peak_memory_gib", 0.0) for manifest in manifests.values()),
         "fallback_share": manifests["respond"]["shares"]["fallback_share"],
         "versions": library_versions(),
