@@ -42,6 +42,9 @@ app = typer.Typer(
 )
 
 
+INTERRUPTED = 130
+
+
 def _print_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"cruxtune {version('cruxtune')}")
@@ -64,12 +67,14 @@ def main() -> None:
     # Fast tokenizers warn about forks that we never make.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     try:
-        app(standalone_mode=False)
+        # typer turns an interrupt into this exit code by itself.
+        if app(standalone_mode=False) == INTERRUPTED:
+            raise KeyboardInterrupt
     except CruxtuneError as error:
         _fail(str(error))
     except (KeyboardInterrupt, typer.Abort):
         stderr.print("\ninterrupted: what is finished is kept; the same command resumes", soft_wrap=True)
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
     except typer.Exit as exit_:
         sys.exit(exit_.exit_code)
     except Exception as error:
@@ -77,7 +82,9 @@ def main() -> None:
         message = getattr(error, "format_message", None)
         if message is None:
             raise
-        _fail(message())
+        if message():
+            _fail(message())
+        sys.exit(2)
 
 
 def _fail(message: str) -> None:

@@ -69,8 +69,8 @@ def locate(settings: ModelSettings) -> Location:
     if (path / ADAPTER_CONFIG).is_file():
         if adapter is not None:
             raise ModelError(f"--model {name} is itself an adapter; give its base model to --model, or drop --adapter")
-        base = json.loads((path / ADAPTER_CONFIG).read_text()).get("base_model_name_or_path")
-        if not base:
+        base = _base_of(path)
+        if base is None:
             raise ModelError(
                 f"--model {name} is an adapter that names no base model; give --model BASE --adapter {name}"
             )
@@ -226,6 +226,16 @@ def _native_dtype(device: str) -> Any:
     import torch
 
     return torch.bfloat16 if computes_in_bfloat16(device) else torch.float32
+
+
+def _base_of(adapter: Path) -> str | None:
+    """Return the base model that an adapter names, None where it names none that can be one."""
+    try:
+        base = json.loads((adapter / ADAPTER_CONFIG).read_text())["base_model_name_or_path"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    named = isinstance(base, str) and base and not (Path(base) / ADAPTER_CONFIG).is_file()
+    return base if named else None
 
 
 def _embedded_file() -> Path:
