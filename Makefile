@@ -1,0 +1,36 @@
+# `make` lists what there is. Everything runs in .venv, which `make setup` makes from constraints.txt.
+#
+#   make PYTHON=python3.12 setup       another Python than python3.11
+#   make test PYTEST_ARGS="-k masks"   arguments for pytest
+#   make demo DEMO_ARGS="--limit 8"    arguments for cruxtune demo
+
+BIN := .venv/bin
+
+# Texts are UTF-8 with any locale or none.
+export PYTHONUTF8 := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup check test demo clean
+
+help:  ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-7s %s\n", $$1, $$2 }' Makefile
+
+setup:  ## Make .venv with everything pinned in constraints.txt; nothing to do where it is there
+	@scripts/setup
+
+check: setup  ## Style, types, import direction, and that importing the package stays light
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	HF_HUB_OFFLINE=1 $(BIN)/pytest -q tests/test_project.py -k torch
+
+test: check  ## The checks, then all tests
+	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)/pytest $(PYTEST_ARGS)
+
+demo: setup  ## The whole loop on a small model, without a GPU; its report lands in demo/
+	$(BIN)/cruxtune demo $(DEMO_ARGS)
+
+clean:  ## Remove .venv and the caches; runs/ and demo/ stay
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
