@@ -15,6 +15,7 @@ from cruxtune.engines.base import Decoding, Fork, LoopRule
 from cruxtune.engines.sampling import seed_of, uniform
 from cruxtune.engines.scripted import ScriptedEngine
 from cruxtune.engines.transformers import TransformersEngine, _most_probable_others
+from cruxtune.errors import ModelError
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "olmo2")
 PROMPTS = [[10, 20, 30], [40], [50, 60, 70, 80, 90, 100], [65, 66], [120, 121, 122, 123]] + [
@@ -26,6 +27,11 @@ def engine_of(model: Any, **options: Any) -> TransformersEngine:
     """An engine on a tiny model with that model's own end-of-sequence ids."""
     eos = model.generation_config.eos_token_id
     return TransformersEngine(model, eos_ids=eos, context_length=model.config.max_position_embeddings, **options)
+
+
+def engine_of_plain(model: Any) -> TransformersEngine:
+    """An engine on a model without end-of-sequence ids or a bound."""
+    return TransformersEngine(model, eos_ids=[], context_length=None)
 
 
 def by_generate(model: Any, prompt: list[int], limit: int) -> list[int]:
@@ -47,6 +53,59 @@ def test_greedy_equals_generate_token_for_token(architecture: str, tiny_model: C
     assert [generation.ids for generation in found] == [by_generate(model, prompt, 40) for prompt in PROMPTS]
     assert len({len(generation.ids) for generation in found}) > 5
     assert {generation.finish_reason for generation in found} == {"stop", "length"}
+
+
+OTHERS: dict[str, dict[str, Any]] = {
+    # learned positions; ALiBi without position ids; no cache at all; a recurrent state; soft caps and sliding windows
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128, "initializer_range": 0.3},
+    "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4, "initializer_range": 0.3},
+    "openai-gpt": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128, "initializer_range": 0.3},
+    "mamba": {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 8, "initializer_range": 0.5},
+    "gemma2": {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "intermediate_size": 48,
+        "sliding_window": 8,
+        "initializer_range": 0.6,
+    },
+}
+
+
+@pytest.mark.parametrize("architecture", sorted(OTHERS))
+def test_unusual_architectures_decode_as_generate_does(architecture: str) -> None:
+    """Whatever a model calls its cache and positions, or if it has none: greedy decoding is that of `generate`."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    ends = [*range(0, 120, 5)]
+    config = AutoConfig.for_model(
+        architecture, vocab_size=120, eos_token_id=ends, bos_token_id=None, pad_token_id=None, **OTHERS[architecture]
+    )
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    # bloom's padding overflows in float64 (see the next test).
+    model = model if architecture == "bloom" else model.double()
+    model.generation_config.eos_token_id = ends
+    engine = TransformersEngine(model, eos_ids=ends, context_length=128, batch_size=4)
+    prompts = [[3, 6, 7, 9, 11, 13, 16, 17, 19, 21], [4], [6, 8], [11, 14, 18], [21, 22, 23, 24, 26]]
+    prompts += [[n, n + 1] for n in range(31, 91, 10)]
+    found = engine.generate(prompts, max_new_tokens=24, decoding=Decoding())
+    assert [generation.ids for generation in found] == [by_generate(model, prompt, 24) for prompt in prompts]
+    assert len({len(generation.ids) for generation in found}) > 1
+    assert len(engine.score(prompts[0], [1, 2, 3], alternatives=2).alternatives) == 3
+
+
+def test_logits_that_are_no_numbers_are_an_error() -> None:
+    """A model that overflows stops with a message; its arg-max would be some token all the same."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model("bloom", vocab_size=120, **OTHERS["bloom"])
+    engine = engine_of_plain(AutoModelForCausalLM.from_config(config).double())
+    with pytest.raises(ModelError, match=r"not numbers.*--dtype"):
+        engine.generate([[1, 2, 3], [4]], max_new_tokens=2, decoding=Decoding())
 
 
 def test_generation_config_does_not_apply(tiny_model: Callable[..., Any]) -> None:

@@ -8,7 +8,8 @@ model's generation_config (repetition penalties, top-k 50) and keeps finished ro
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from cruxtune.engines.base import (
     token_limit,
 )
 from cruxtune.engines.sampling import uniform
+from cruxtune.errors import ModelError
 
 _SCORE_CHUNK = 128
 """Positions whose full-vocabulary statistics are computed together, which bounds memory."""
@@ -50,6 +52,10 @@ class TransformersEngine:
         accepted = inspect.signature(inner.forward).parameters
         self._takes_positions = "position_ids" in accepted
         self._takes_keep = "logits_to_keep" in accepted
+        # State-space models call their cache otherwise; the oldest models have none and read everything again.
+        names = ("past_key_values", "cache_params")
+        self._cache_name = next((name for name in names if name in accepted), None)
+        self._may_pad = self._cache_name == names[0] and _attends_plainly(inner)
 
     @property
     def eos_ids(self) -> frozenset[int]:
@@ -101,8 +107,8 @@ class TransformersEngine:
             progress(len(rows) - len(open_))
         # Neighbours in length share a batch, so that little is padded; the longest come first and fail first.
         open_.sort(key=lambda row: (-len(row.prompt), row.index))
-        for start in range(0, len(open_), self._batch_size):
-            for row, reason in self._decode(open_[start : start + self._batch_size], decoding, statistics, progress):
+        for batch in self._batches(open_):
+            for row, reason in self._decode(batch, decoding, statistics, progress):
                 done[row.index] = row.generation(reason, statistics)
         return [generation for generation in done if generation is not None]
 
@@ -113,8 +119,10 @@ class TransformersEngine:
         length = len(response)
         ids = torch.tensor([[*prompt, *response]], device=self._device)
         # The logits at the last prompt token predict response token 0; those at the last response token are not needed.
-        keep = {"logits_to_keep": length + 1} if self._takes_keep else {}
-        logits = self._model(input_ids=ids, use_cache=False, **keep).logits[0, -(length + 1) : -1]
+        keep: dict[str, Any] = {"logits_to_keep": length + 1} if self._takes_keep else {}
+        if self._cache_name:
+            keep["use_cache"] = False
+        logits = self._model(input_ids=ids, **keep).logits[0, -(length + 1) : -1]
         self._usage.tokens_computed += ids.numel()
         self._usage.model_calls += 1
         for start in range(0, length, _SCORE_CHUNK):
@@ -141,6 +149,13 @@ class TransformersEngine:
         return rollouts_by_generation(
             self, contexts, forks, max_tokens=max_tokens, decoding=decoding, progress=progress
         )
+
+    def _batches(self, rows: list[_Row]) -> Iterator[list[_Row]]:
+        """Yield batches of neighbours; of prompts of one length each where padding would not be harmless."""
+        groups = [rows] if self._may_pad else [list(group) for _, group in groupby(rows, lambda row: len(row.prompt))]
+        for group in groups:
+            for start in range(0, len(group), self._batch_size):
+                yield group[start : start + self._batch_size]
 
     def _decode(
         self, rows: list[_Row], decoding: Decoding, statistics: bool, progress: Progress | None
@@ -177,11 +192,11 @@ class TransformersEngine:
                 progress(len(rows) - len(staying))
             if not staying:
                 return finished
-            ids = chosen[:, None]
+            ids = torch.cat([ids, chosen[:, None]], dim=1) if cache is None else chosen[:, None]
             mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
             if len(staying) < len(rows):
                 where = torch.tensor(staying, device=self._device)
-                cache.batch_select_indices(where)
+                _select_rows(cache, where)
                 ids, mask = ids[where], mask[where]
                 rows = [rows[place] for place in staying]
 
@@ -192,10 +207,23 @@ class TransformersEngine:
             extra["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
         if self._takes_keep:
             extra["logits_to_keep"] = 1
-        output = self._model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **extra)
+        if self._cache_name:
+            extra |= {"use_cache": True, self._cache_name: cache}
+        if self._may_pad:
+            # Without padding there is nothing to mask, and recurrent layers take a mask of their input's length only.
+            extra["attention_mask"] = mask
+        output = self._model(input_ids=ids, **extra)
         self._usage.tokens_computed += ids.numel()
         self._usage.model_calls += 1
-        return _at_least_float32(output.logits[:, -1]), output.past_key_values
+        cache = getattr(output, self._cache_name) if self._cache_name else None
+        logits = _at_least_float32(output.logits[:, -1])
+        if logits.isnan().any():
+            # Seen with models of their own attention code, whose padding overflows in float64.
+            raise ModelError(
+                "the model's logits are not numbers, so that no token can be chosen; use another --dtype "
+                "(float32 is the safest), and check that its weights are whole"
+            )
+        return logits, cache
 
     def _choose(self, logits: torch.Tensor, rows: Sequence[_Row], decoding: Decoding) -> torch.Tensor:
         if decoding.temperature == 0:
@@ -236,6 +264,27 @@ class _Row:
         return (
             Generation(self.ids, reason, self.logprobs, self.entropies) if statistics else Generation(self.ids, reason)
         )
+
+
+def _attends_plainly(model: Any) -> bool:
+    """Return whether all layers are full attention behind the common interface, where padding is exactly masked.
+
+    Elsewhere it is not: recurrent states run through it, and a sliding window that holds nothing else gives NaN.
+    """
+    config = model.config.get_text_config() if hasattr(model, "config") else None
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    windowed = getattr(config, "sliding_window", None) is not None and not getattr(config, "layer_types", None)
+    compatible = getattr(model, "is_backend_compatible", lambda: True)()
+    return kinds == {"full_attention"} and not windowed and compatible
+
+
+def _select_rows(cache: Any, where: torch.Tensor) -> None:
+    """Keep some rows of a batch's cache; recurrent layers call that reordering."""
+    for layer in getattr(cache, "layers", ()):
+        if hasattr(layer, "batch_select_indices"):
+            layer.batch_select_indices(where)
+        else:
+            layer.reorder_cache(where)
 
 
 def _at_least_float32(logits: torch.Tensor) -> torch.Tensor:
