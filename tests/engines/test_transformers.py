@@ -29,11 +29,6 @@ def engine_of(model: Any, **options: Any) -> TransformersEngine:
     return TransformersEngine(model, eos_ids=eos, context_length=model.config.max_position_embeddings, **options)
 
 
-def engine_of_plain(model: Any) -> TransformersEngine:
-    """An engine on a model without end-of-sequence ids or a bound."""
-    return TransformersEngine(model, eos_ids=[], context_length=None)
-
-
 def by_generate(model: Any, prompt: list[int], limit: int) -> list[int]:
     """What transformers itself generates greedily, one prompt at a time, with a clean GenerationConfig."""
     import torch
@@ -85,9 +80,7 @@ def test_unusual_architectures_decode_as_generate_does(architecture: str) -> Non
         architecture, vocab_size=120, eos_token_id=ends, bos_token_id=None, pad_token_id=None, **OTHERS[architecture]
     )
     torch.manual_seed(1)
-    model = AutoModelForCausalLM.from_config(config).eval()
-    # bloom's padding overflows in float64 (see the next test).
-    model = model if architecture == "bloom" else model.double()
+    model = AutoModelForCausalLM.from_config(config).double().eval()
     model.generation_config.eos_token_id = ends
     engine = TransformersEngine(model, eos_ids=ends, context_length=128, batch_size=4)
     prompts = [[3, 6, 7, 9, 11, 13, 16, 17, 19, 21], [4], [6, 8], [11, 14, 18], [21, 22, 23, 24, 26]]
@@ -98,14 +91,12 @@ def test_unusual_architectures_decode_as_generate_does(architecture: str) -> Non
     assert len(engine.score(prompts[0], [1, 2, 3], alternatives=2).alternatives) == 3
 
 
-def test_logits_that_are_no_numbers_are_an_error() -> None:
+def test_logits_that_are_no_numbers_are_an_error(tiny_model: Callable[..., Any]) -> None:
     """A model that overflows stops with a message; its arg-max would be some token all the same."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    config = AutoConfig.for_model("bloom", vocab_size=120, **OTHERS["bloom"])
-    engine = engine_of_plain(AutoModelForCausalLM.from_config(config).double())
+    model = tiny_model()
+    model.lm_head.weight.data[7] = math.nan
     with pytest.raises(ModelError, match=r"not numbers.*--dtype"):
-        engine.generate([[1, 2, 3], [4]], max_new_tokens=2, decoding=Decoding())
+        engine_of(model).generate([[1, 2, 3], [4]], max_new_tokens=2, decoding=Decoding())
 
 
 def test_generation_config_does_not_apply(tiny_model: Callable[..., Any]) -> None:

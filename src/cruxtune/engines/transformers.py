@@ -218,7 +218,7 @@ class TransformersEngine:
         cache = getattr(output, self._cache_name) if self._cache_name else None
         logits = _at_least_float32(output.logits[:, -1])
         if logits.isnan().any():
-            # Seen with models of their own attention code, whose padding overflows in float64.
+            # The arg-max would be some token all the same.
             raise ModelError(
                 "the model's logits are not numbers, so that no token can be chosen; use another --dtype "
                 "(float32 is the safest), and check that its weights are whole"
