@@ -64,6 +64,8 @@ def main() -> None:
     """Run the command line; user errors are one line on stderr and exit code 2, an interrupt is 130."""
     handler = RichHandler(console=stderr, show_time=False, show_path=False)
     logging.getLogger("cruxtune").addHandler(handler)
+    # TRL reports its use to the Hub unless told otherwise; nobody asked for that.
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     # Fast tokenizers warn about forks that we never make.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     try:
@@ -309,6 +311,8 @@ def demo_command(
     Takes about a quarter of an hour on two cores and needs neither a GPU nor a download.
     `cruxtune demo --output demo` is an example.
     """
+    # Everything that the demo needs is installed; nothing of it should ask the network.
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     recipe = Path(__file__).with_name("demo.yaml")
     _run(recipe, {"output": str(output), "seed": seed}, limit, overwrite, dry_run)
     if not dry_run:
