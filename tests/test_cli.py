@@ -193,7 +193,7 @@ def test_ctrl_c_loses_at_most_a_group_and_the_same_command_resumes(
 ) -> None:
     """SIGINT ends a run with 130 and says how to go on; the same command does the rest and prints where it is."""
     model = tiny_checkpoint(tmp_path / "model")
-    problems = [json.dumps({"id": f"p{n}", "question": f"{n} + {n}?", "answer": str(2 * n)}) for n in range(300)]
+    problems = [json.dumps({"id": f"p{n}", "question": f"{n} + {n}?", "answer": str(2 * n)}) for n in range(100)]
     (tmp_path / "p.jsonl").write_text("\n".join(problems))
     command = shlex.split(
         f"respond --model {model} --dtype float64 --device cpu --problems p.jsonl --output out --batch-size 1 "
@@ -201,31 +201,31 @@ def test_ctrl_c_loses_at_most_a_group_and_the_same_command_resumes(
     )
     first = tmp_path / "out" / "data" / "part-00000.parquet"
     process = subprocess.Popen(
-        [PROGRAM, *command], cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True
+        [PROGRAM, *command],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # A shell starts what runs in its background with interrupts ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 120
     while not first.exists() and time.monotonic() < deadline:
         time.sleep(0.005)
-    said = None
-    while said is None:
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-        try:
-            _, said = process.communicate(timeout=5)
-        except subprocess.TimeoutExpired:
-            # C code may swallow an interrupt (PyObject_HasAttr does before Python 3.13); people press the keys again.
-            continue
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    _, said = process.communicate(timeout=60)
     assert process.returncode == 130, said
     assert "interrupted: what is finished is kept; the same command resumes" in said
     assert "Traceback" not in said
     done = {shard.name: shard.stat().st_mtime_ns for shard in first.parent.iterdir()}
     assert first.name in done
-    assert len(done) < 300
+    assert len(done) < 100
     assert read_manifest(tmp_path / "out")["complete"] is False
 
     result = cruxtune(*command, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert result.stdout == "out\n"
-    assert read_manifest(tmp_path / "out")["rows"] == 300
-    assert [row["id"] for row in read_rows(tmp_path / "out")] == [f"p{n}" for n in range(300)]
+    assert read_manifest(tmp_path / "out")["rows"] == 100
+    assert [row["id"] for row in read_rows(tmp_path / "out")] == [f"p{n}" for n in range(100)]
     after = {shard.name: shard.stat().st_mtime_ns for shard in first.parent.iterdir()}
     assert done.items() <= after.items()
