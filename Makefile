@@ -2,7 +2,7 @@
 #
 #   make PYTHON=python3.12 setup       another Python than python3.11
 #   make test PYTEST_ARGS="-k masks"   arguments for pytest
-#   make demo DEMO_ARGS="--limit 8"    arguments for cruxtune demo
+#   make demo DEMO_ARGS="--seed 1"     arguments for cruxtune demo
 
 BIN := .venv/bin
 

@@ -45,7 +45,7 @@ class Run:
 def run(recipe: Recipe, *, limit: int | None = None, overwrite: bool = False) -> Run:
     """Run every step of a recipe that is not finished.
 
-    `limit` caps every split, for a trial.
+    `limit` caps the problems to respond to and to evaluate on, for a trial.
 
     Raises:
         CruxtuneError: as the stages do.
@@ -75,7 +75,9 @@ def prepare_problems(recipe: Recipe, *, limit: int | None = None, overwrite: boo
     with Workspace(recipe.output / "problems", "problems", identity, overwrite=overwrite) as workspace:
         if workspace.complete:
             return workspace.manifest
-        splits = {name: part[:limit] for name, part in split(recipe).items() if part}
+        # A cold start on a few problems would teach nothing, and the trial would stop for want of a correct response.
+        limits = {"coldstart": None, "train": limit, "heldout": limit}
+        splits = {name: part[: limits[name]] for name, part in split(recipe).items() if part}
         for name, part in splits.items():
             write_problems(split_file(recipe.output, name), part)
         return workspace.finish(
