@@ -275,9 +275,7 @@ def run_command(
     recipe: Annotated[Path, typer.Argument(help="YAML recipe; recipes/ has examples.")],
     output: Annotated[Path | None, typer.Option(help="Directory of the run, instead of the recipe's.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of everything random, instead of the recipe's.")] = None,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="At most N problems to respond to, and to evaluate on: a trial.")
-    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Respond to and evaluate on N problems at most.")] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Replace a value of the recipe, e.g. train.cft.epochs=1."),
@@ -302,9 +300,7 @@ def run_command(
 def demo_command(
     output: Annotated[Path, typer.Option(help="Directory of the run.")] = Path("demo"),
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="At most N problems to respond to, and to evaluate on: a trial.")
-    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Respond to and evaluate on N problems at most.")] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Delete what an earlier demo did and start again.")
     ] = False,
