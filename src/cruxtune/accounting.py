@@ -6,7 +6,7 @@ import resource
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +18,9 @@ from cruxtune.verifiers import FALLBACK_REASONS
 class Meter:
     """Measures one group of work: create it before, call `read` after."""
 
-    def __init__(self, engine: Engine | None = None) -> None:
+    def __init__(self, engine: Engine | None = None, *, before: Mapping[str, float] | None = None) -> None:
+        self.before = before or {}
+        """The sums over all earlier groups."""
         self._engine = engine
         self._before = replace(engine.usage) if engine else None
         self._started = time.monotonic()

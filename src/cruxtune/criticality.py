@@ -6,54 +6,83 @@ method section). Alternatives are asked in order of probability, and none after 
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 
 
 class Inquiry:
-    """The verdicts on one response's counterfactuals, and which are still wanted.
+    """The verdicts on one response's counterfactuals, and which are wanted next.
 
-    Alternatives are asked rank by rank. With `every`, all of them are wanted, whatever the verdicts.
+    Alternatives are asked rank by rank; with `every`, all of them at once, whatever the verdicts. `positions` are those
+    to ask about (all by default); the others stay unknown.
 
-    >>> inquiry = Inquiry(positions=2, alternatives=2)
-    >>> inquiry.wanted()
+    >>> inquiry = Inquiry(length=3, alternatives=2, positions=[0, 1])
+    >>> inquiry.begin()
     [(0, 0), (1, 0)]
     >>> inquiry.record(0, 0, correct=True)
+    []
     >>> inquiry.record(1, 0, correct=False)
-    >>> inquiry.wanted()
     [(1, 1)]
     >>> inquiry.record(1, 1, correct=False)
-    >>> inquiry.wanted(), inquiry.verdicts, inquiry.critical()
-    ([], [[True, None], [False, False]], [False, True])
+    []
+    >>> inquiry.verdicts, inquiry.critical()
+    ([[True, None], [False, False], [None, None]], [False, True, None])
     """
 
-    def __init__(self, positions: int, alternatives: int, *, every: bool = False) -> None:
-        self.verdicts: list[list[bool | None]] = [[None] * alternatives for _ in range(positions)]
+    def __init__(
+        self, length: int, alternatives: int, *, every: bool = False, positions: Sequence[int] | None = None
+    ) -> None:
+        self.verdicts: list[list[bool | None]] = [[None] * alternatives for _ in range(length)]
+        self._alternatives = alternatives
         self._every = every
+        self._positions = range(length) if positions is None else positions
+        self._open = 0
 
-    def wanted(self) -> list[tuple[int, int]]:
-        """Return the next (position, rank) to roll out: at most one rank per position, unless all are wanted."""
-        asks: list[tuple[int, int]] = []
-        for position, verdicts in enumerate(self.verdicts):
-            unknown = [rank for rank, verdict in enumerate(verdicts) if verdict is None]
-            if self._every:
-                asks.extend((position, rank) for rank in unknown)
-            elif unknown and True not in verdicts:
-                asks.append((position, unknown[0]))
+    @property
+    def settled(self) -> bool:
+        """Whether everything that was asked is answered, and nothing else is wanted."""
+        return self._open == 0
+
+    def begin(self) -> list[tuple[int, int]]:
+        """Return the first (position, rank) pairs to roll out."""
+        ranks = range(self._alternatives if self._every else 1)
+        asks = [(position, rank) for position in self._positions for rank in ranks]
+        self._open = len(asks)
         return asks
 
-    def record(self, position: int, rank: int, *, correct: bool) -> None:
-        """Store one verdict."""
+    def record(self, position: int, rank: int, *, correct: bool) -> list[tuple[int, int]]:
+        """Store a verdict; return what is to be rolled out because of it."""
         self.verdicts[position][rank] = correct
+        self._open -= 1
+        if correct or self._every or rank + 1 == self._alternatives:
+            return []
+        self._open += 1
+        return [(position, rank + 1)]
 
-    def critical(self) -> list[bool]:
-        """Return the critical mask; call it when nothing is wanted any more."""
+    def critical(self) -> list[bool | None]:
+        """Return the critical mask, None where nothing decides."""
         return [is_critical(verdicts) for verdicts in self.verdicts]
 
 
-def is_critical(verdicts: Sequence[bool | None]) -> bool:
-    """Return whether every alternative was asked and failed.
+def is_critical(verdicts: Sequence[bool | None]) -> bool | None:
+    """Return whether every alternative was asked and failed; None where none succeeded but some were not asked.
 
-    >>> is_critical([False, False]), is_critical([False, True]), is_critical([True, None])
-    (True, False, False)
+    >>> is_critical([False, False]), is_critical([False, True]), is_critical([True, None]), is_critical([False, None])
+    (True, False, False, None)
     """
-    return all(verdict is False for verdict in verdicts)
+    if True in verdicts:
+        return False
+    return None if None in verdicts else True
+
+
+def sample_positions(length: int, count: float, seed: int) -> list[int]:
+    """Return about `count` of the positions (one at least), in order.
+
+    What is drawn depends on the seed alone, and a larger sample contains every smaller one.
+
+    >>> sample_positions(6, 2.6, seed=0), sample_positions(6, 4, seed=0), sample_positions(2, 9, seed=0)
+    ([1, 2, 4], [0, 1, 2, 4], [0, 1])
+    """
+    order = list(range(length))
+    random.Random(seed).shuffle(order)
+    return sorted(order[: max(1, round(count))])

@@ -20,7 +20,7 @@ from typing import Any
 from cruxtune.engines.base import Engine
 from cruxtune.errors import ModelError
 from cruxtune.prompts import Renderer
-from cruxtune.settings import EMBEDDED, ModelSettings, PromptSettings
+from cruxtune.settings import EMBEDDED, EngineSettings, ModelSettings, PromptSettings
 
 ADAPTER_CONFIG = "adapter_config.json"
 _WHOLE_FILE = 1 << 24
@@ -101,7 +101,7 @@ def fingerprint(settings: ModelSettings) -> str:
     return " + ".join(parts)
 
 
-def load_policy(settings: ModelSettings, prompt: PromptSettings, *, batch_size: int) -> Policy:
+def load_policy(settings: ModelSettings, prompt: PromptSettings, engine_settings: EngineSettings) -> Policy:
     """Return the policy, loaded on its device.
 
     Raises:
@@ -113,7 +113,10 @@ def load_policy(settings: ModelSettings, prompt: PromptSettings, *, batch_size: 
     renderer = Renderer(tokenizer, prompt)
     eos_ids = end_of_sequence_ids(model, tokenizer)
     engine = TransformersEngine(
-        model, eos_ids=eos_ids, context_length=context_length(model.config), batch_size=batch_size
+        model,
+        eos_ids=eos_ids,
+        context_length=context_length(model.config),
+        **engine_settings.model_dump(),
     )
     facts = {
         "architecture": type(model).__name__,

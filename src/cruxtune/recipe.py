@@ -21,6 +21,7 @@ from cruxtune.settings import (
     AnnotateSettings,
     CompareSettings,
     DecodingSettings,
+    EngineSettings,
     EvaluateSettings,
     ModelSettings,
     PromptSettings,
@@ -62,9 +63,11 @@ class Recipe(Settings):
     prompt: PromptSettings = PromptSettings()
     verifier: VerifierSettings = VerifierSettings()
     decoding: DecodingSettings = DecodingSettings()
+    engine: EngineSettings = EngineSettings()
     coldstart: dict[str, Any] | None = Field(
         None, description="Keys of `cruxtune train --method gold`; none: no cold start."
     )
+    respond: dict[str, Any] = Field(default_factory=dict, description="Keys of `cruxtune respond`.")
     annotate: dict[str, Any] = Field(default_factory=dict, description="Keys of `cruxtune annotate`.")
     train: dict[str, dict[str, Any]] = Field(description="A model to train for each name: keys of `cruxtune train`.")
     evaluate: dict[str, Any] = Field(default_factory=dict, description="Keys of `cruxtune evaluate`.")
@@ -137,7 +140,8 @@ def plan(recipe: Recipe, *, overwrite: bool = False) -> list[Step]:
             errors.append(str(error))
             return None
 
-    common = {**recipe.prompt.model_dump(), **recipe.verifier.model_dump(), **recipe.decoding.model_dump()}
+    engine = recipe.engine.model_dump()
+    common = {**recipe.prompt.model_dump(), **recipe.verifier.model_dump(), **recipe.decoding.model_dump(), **engine}
     prompt = recipe.prompt.model_dump()
     model = recipe.model.model_dump()
     wanted: list[tuple[str, str, BaseModel | None]] = []
@@ -152,10 +156,10 @@ def plan(recipe: Recipe, *, overwrite: bool = False) -> list[Step]:
         (
             "respond",
             "respond",
-            settings(RespondSettings, "respond", {**leaves, "skip_bad": recipe.skip_bad}, "responses"),
+            settings(RespondSettings, "respond", {**leaves, "skip_bad": recipe.skip_bad, **recipe.respond}, "responses"),
         )
     )
-    leaves = {"responses": root / "responses", **recipe.annotate}
+    leaves = {"responses": root / "responses", **engine, **recipe.annotate}
     wanted.append(("annotate", "annotate", settings(AnnotateSettings, "annotate", leaves, "annotations")))
     for name, section in recipe.train.items():
         leaves = {"annotations": root / "annotations", **prompt, **section}

@@ -107,7 +107,8 @@ class Annotation:
     """A correct response with what is known of each of its T tokens (k alternatives each).
 
     Log-probabilities and entropies are in nats, under the policy, given prompt and response before the position.
-    `alternative_correct[t][r]` is None where the rollout was not needed to decide position t.
+    `alternative_correct[t][r]` is None where the rollout was not needed to decide position t, or t was not asked
+    about; `critical[t]` is None where it is not known.
     """
 
     response: Response
@@ -116,7 +117,7 @@ class Annotation:
     alternative_correct: list[list[bool | None]]
     logprobs: list[float]
     entropies: list[float]
-    critical: list[bool]
+    critical: list[bool | None]
 
     def to_row(self) -> dict[str, Any]:
         """Return the flat row."""

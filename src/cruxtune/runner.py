@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -13,7 +13,7 @@ from cruxtune.engines.base import Decoding, LoopRule, Progress
 from cruxtune.models import Policy
 from cruxtune.progress import bar
 from cruxtune.settings import OutputSettings, VerifierSettings
-from cruxtune.store import DatasetWriter, Rows, groups_of
+from cruxtune.store import DatasetWriter, Rows
 from cruxtune.verifiers import Verifier
 
 Work = Callable[[Policy, range, Meter, Progress], Mapping[str, Rows]]
@@ -27,21 +27,19 @@ def run_groups(
     output: OutputSettings,
     identity: Mapping[str, Any],
     tables: Mapping[str, pa.Schema],
-    items: int,
-    group_size: int,
+    groups: Sequence[range],
     steps: Callable[[range], int],
     unit: str,
     load: Callable[[], Policy],
     work: Work,
 ) -> dict[str, Any]:
-    """Do what is not done yet of `items` source rows in groups of `group_size`; return the manifest.
+    """Do what is not done yet of the source rows, group by group; return the manifest.
 
-    `steps` tells how many `unit`s of progress a slice is.
+    `groups` are slices of the source, the same in every run. `steps` tells how many `unit`s of progress a slice is.
 
     Raises:
         StoreError: the output belongs to other settings, or is being written.
     """
-    groups = groups_of(items, group_size)
     with DatasetWriter(
         output.output, stage, identity, groups=len(groups), tables=tables, overwrite=output.overwrite
     ) as writer:
@@ -50,13 +48,16 @@ def run_groups(
             return writer.manifest
         policy = load()
         writer.describe(policy.facts)
-        total = steps(range(items))
+        total = sum(steps(group) for group in groups)
         done = total - sum(steps(groups[group]) for group in pending)
         with bar(stage, total, unit, done) as advance:
+            spent = writer.accounting()
             for group in pending:
-                meter = Meter(policy.engine)
+                meter = Meter(policy.engine, before=spent)
                 rows = work(policy, groups[group], meter, advance)
-                writer.write(group, rows, meter.read())
+                cost = meter.read()
+                writer.write(group, rows, cost)
+                spent = {name: spent.get(name, 0) + value for name, value in cost.items()}
         totals = writer.accounting()
         return writer.close(
             settings=settings.model_dump(mode="json"),

@@ -135,7 +135,20 @@ class DecodingSettings(Settings):
     loop_stop: bool = Field(
         True, description="End a greedy continuation that is caught in an exact loop (part of the definition)."
     )
-    batch_size: int = Field(64, gt=0, description="Sequences decoded together.")
+
+
+class EngineSettings(Settings):
+    """How much of the machine decoding takes; the results are the same but for rounding."""
+
+    batch_size: int | None = Field(
+        None, gt=0, description="Most sequences decoded together; measured on this machine by default."
+    )
+    draft_length: int | None = Field(
+        None, ge=0, description="Most draft tokens per sequence and pass, 0 for none; measured by default."
+    )
+    memory_limit: float | None = Field(
+        None, gt=0, description="GiB that may be held, the model included; by default what is free, less a margin."
+    )
 
 
 class OutputSettings(Settings):
@@ -155,7 +168,9 @@ class RespondSettings(Settings):
     prompt: PromptSettings = PromptSettings()
     verifier: VerifierSettings = VerifierSettings()
     decoding: DecodingSettings = DecodingSettings()
+    engine: EngineSettings = EngineSettings()
     output: OutputSettings
+    group_size: int = Field(256, gt=0, description="Responses decoded as one continuous batch and saved at once.")
     skip_bad: bool = Field(
         False, description="Leave out problems without a usable gold answer instead of stopping at the first."
     )
@@ -173,10 +188,19 @@ class AnnotateSettings(Settings):
     every_alternative: bool = Field(
         False, description="Roll out every alternative, also where an earlier one settled the position."
     )
-    group_size: int = Field(
-        8, gt=0, description="Responses whose counterfactuals are decoded together and saved at once."
+    positions: float | None = Field(
+        None,
+        gt=0,
+        description="Ask about a seeded sample of positions only: a number per response, or a share below 1. The "
+        "others stay unknown.",
     )
-    batch_size: int = Field(128, gt=0, description="Sequences decoded together.")
+    token_budget: int | None = Field(
+        None, gt=0, description="Ask about as many positions as rollouts of about this many tokens in all allow."
+    )
+    engine: EngineSettings = EngineSettings()
+    group_size: int = Field(
+        16, gt=0, description="Most responses whose counterfactuals are one continuous batch and saved at once."
+    )
 
 
 class LoraSettings(Settings):
@@ -203,6 +227,10 @@ class TrainSettings(Settings):
     prompt: PromptSettings = PromptSettings()
     output: OutputSettings
     learning_rate: float = Field(1e-5, gt=0, description="Peak learning rate.")
+    unknown: Literal["leave-out", "train"] = Field(
+        "leave-out",
+        description="cft: what to do with tokens that annotation did not ask about (--positions, --token-budget).",
+    )
     epochs: float = Field(3.0, gt=0, description="Passes over the rows; the paper uses 3.")
     batch_size: int = Field(16, gt=0, description="Rows per optimizer step and device.")
     micro_batch_size: int | None = Field(
@@ -244,7 +272,9 @@ class EvaluateSettings(Settings):
     prompt: PromptSettings = PromptSettings()
     verifier: VerifierSettings = VerifierSettings()
     decoding: DecodingSettings = DecodingSettings()
+    engine: EngineSettings = EngineSettings()
     output: OutputSettings
+    group_size: int = Field(512, gt=0, description="Responses decoded as one continuous batch and saved at once.")
     samples: int = Field(0, ge=0, description="Sampled responses per problem, besides the greedy one.")
     temperature: float = Field(1.0, gt=0, description="Temperature of the samples.")
     top_k: int = Field(0, ge=0, description="Sample among the K most probable tokens only; 0 for all.")
@@ -332,7 +362,7 @@ def identity_of(settings: BaseModel, **replaced: Any) -> dict[str, Any]:
     another path are the same.
     """
     leaves = flat(settings)
-    for name in ("output", "overwrite", *ProblemSource.model_fields):
+    for name in ("output", "overwrite", "memory_limit", *ProblemSource.model_fields):
         leaves.pop(name, None)
     return {**leaves, **replaced}
 

@@ -27,20 +27,21 @@ class LoopRule:
     min_repeats: int = 4
     min_tokens: int = 32
 
-    def caught(self, ids: Sequence[int]) -> bool:
-        """Return whether the sequence ends in such a loop.
+    def caught(self, ids: Sequence[int], since: int = 0) -> bool:
+        """Return whether the sequence ends in such a loop, made of tokens from position `since` on.
 
         >>> rule = LoopRule(max_period=2, min_repeats=3, min_tokens=4)
         >>> rule.caught([9, 1, 2, 1, 2, 1, 2]), rule.caught([9, 1, 2, 1, 2]), rule.caught([5, 5, 5])
         (True, False, False)
         """
-        if len(ids) < self.min_tokens:
+        length = len(ids) - since
+        if length < self.min_tokens:
             return False
         last = ids[-1]
         for period in range(1, self.max_period + 1):
             span = max(period * self.min_repeats, self.min_tokens)
             # The first test settles nearly every period without comparing slices.
-            if span <= len(ids) and ids[-1 - period] == last and ids[-span:-period] == ids[-(span - period) :]:
+            if span <= length and ids[-1 - period] == last and ids[-span:-period] == ids[-(span - period) :]:
                 return True
         return False
 
@@ -101,6 +102,8 @@ class Usage:
 
     tokens_emitted: int = 0
     """Tokens chosen, one per decoding step and sequence."""
+    tokens_drafted: int = 0
+    """Draft tokens put through the model, accepted or not."""
     tokens_accepted: int = 0
     """Of these, tokens accepted from drafts (none in plain decoding)."""
     tokens_computed: int = 0
@@ -147,19 +150,39 @@ class Engine(Protocol):
     def score(self, prompt: Sequence[int], response: Sequence[int], *, alternatives: int) -> Scores:
         """Score every token of the response, with its `alternatives` most probable replacements."""
 
-    def rollouts(
-        self,
-        contexts: Sequence[Context],
-        forks: Sequence[Fork],
-        *,
-        max_tokens: int,
-        decoding: Decoding,
-        progress: Progress | None = None,
-    ) -> list[Generation]:
-        """Decode counterfactuals: `ids` is the whole counterfactual response, its unchanged beginning included.
+    def branches(self, *, max_tokens: int, decoding: Decoding) -> Branches:
+        """Return a place where counterfactuals are decoded.
 
-        `max_tokens` bounds the whole counterfactual response. An alternative that ends the sequence ends the rollout.
+        `max_tokens` bounds the whole counterfactual response.
         """
+
+
+class Branches(Protocol):
+    """Counterfactuals while they are decoded: forks go in as they are wanted, finished rollouts come out.
+
+    A rollout's `ids` are the whole counterfactual response, its unchanged beginning included. An alternative that ends
+    the sequence ends the rollout. What comes out, and in which order, depends on what went in alone, never on time.
+    """
+
+    @property
+    def waiting(self) -> int:
+        """Forks that went in and did not come out yet."""
+
+    @property
+    def room(self) -> bool:
+        """Whether the next pass could take more than what waits: time to open another context."""
+
+    def open(self, prompt: Sequence[int], response: Sequence[int], *, alternatives: int) -> tuple[int, Scores]:
+        """Take in a context; return its number, which forks name, and its scores."""
+
+    def add(self, forks: Sequence[Fork]) -> None:
+        """Take in forks of open contexts, each once."""
+
+    def step(self) -> list[tuple[Fork, Generation]]:
+        """Decode a little, if anything waits; return what is finished."""
+
+    def close(self, context: int) -> None:
+        """Forget a context, whose forks must all have come out."""
 
 
 def token_limit(wanted: int, prompt_length: int, context_length: int | None) -> int:
@@ -171,27 +194,76 @@ def token_limit(wanted: int, prompt_length: int, context_length: int | None) -> 
     return wanted if context_length is None else max(0, min(wanted, context_length - prompt_length))
 
 
-def rollouts_by_generation(
-    engine: Engine,
-    contexts: Sequence[Context],
-    forks: Sequence[Fork],
-    *,
-    max_tokens: int,
-    decoding: Decoding,
-    progress: Progress | None = None,
+class PlainBranches:
+    """Counterfactuals decoded as what they are, prompts that end in the alternative. Any engine can do this."""
+
+    def __init__(self, engine: Engine, *, batch_size: int, max_tokens: int, decoding: Decoding) -> None:
+        self._engine = engine
+        self._batch_size = batch_size
+        self._max_tokens = max_tokens
+        self._decoding = decoding
+        self._contexts: dict[int, tuple[list[int], list[int]]] = {}
+        self._opened = 0
+        self._queue: list[Fork] = []
+
+    @property
+    def waiting(self) -> int:
+        """Forks not decoded yet."""
+        return len(self._queue)
+
+    @property
+    def room(self) -> bool:
+        """Whether the next batch is not full."""
+        return len(self._queue) < self._batch_size
+
+    def open(self, prompt: Sequence[int], response: Sequence[int], *, alternatives: int) -> tuple[int, Scores]:
+        """Take in a context; see `Branches.open`."""
+        scores = self._engine.score(prompt, response, alternatives=alternatives)
+        number = self._opened
+        self._opened += 1
+        self._contexts[number] = (list(prompt), list(response))
+        return number, scores
+
+    def add(self, forks: Sequence[Fork]) -> None:
+        """Take in forks; see `Branches.add`."""
+        self._queue.extend(forks)
+
+    def step(self) -> list[tuple[Fork, Generation]]:
+        """Decode one batch to its end; see `Branches.step`."""
+        # The longest prompts are neighbours, so that little is padded.
+        self._queue.sort(key=lambda fork: (fork.context, fork.position))
+        batch, self._queue = self._queue[: self._batch_size], self._queue[self._batch_size :]
+        done: list[tuple[Fork, Generation]] = []
+        open_: list[tuple[Fork, list[int]]] = []
+        for fork in batch:
+            head = [*self._contexts[fork.context][1][: fork.position], fork.token]
+            if fork.token in self._engine.eos_ids:
+                done.append((fork, Generation(head, "stop")))
+            else:
+                open_.append((fork, head))
+        tails = self._engine.generate(
+            [[*self._contexts[fork.context][0], *head] for fork, head in open_],
+            max_new_tokens=[max(0, self._max_tokens - len(head)) for _, head in open_],
+            decoding=self._decoding,
+        )
+        for (fork, head), tail in zip(open_, tails, strict=True):
+            done.append((fork, Generation([*head, *tail.ids], tail.finish_reason)))
+        return done
+
+    def close(self, context: int) -> None:
+        """Forget a context."""
+        del self._contexts[context]
+
+
+def roll_out(
+    engine: Engine, contexts: Sequence[Context], forks: Sequence[Fork], *, max_tokens: int, decoding: Decoding
 ) -> list[Generation]:
-    """Decode counterfactuals as what they are: prompts that end in the alternative. Any engine can do this."""
-    heads = [[*contexts[fork.context][1][: fork.position], fork.token] for fork in forks]
-    open_ = [index for index, fork in enumerate(forks) if fork.token not in engine.eos_ids]
-    if progress and len(open_) < len(forks):
-        progress(len(forks) - len(open_))
-    tails = engine.generate(
-        [[*contexts[forks[index].context][0], *heads[index]] for index in open_],
-        max_new_tokens=[max_tokens - len(heads[index]) for index in open_],
-        decoding=decoding,
-        progress=progress,
-    )
-    done = [Generation(head, "stop") for head in heads]
-    for index, tail in zip(open_, tails, strict=True):
-        done[index] = Generation([*heads[index], *tail.ids], tail.finish_reason)
-    return done
+    """Return the rollouts of some forks, in their order; `Fork.context` counts through `contexts`."""
+    branches = engine.branches(max_tokens=max_tokens, decoding=decoding)
+    numbers = [branches.open(prompt, response, alternatives=1)[0] for prompt, response in contexts]
+    asked = [Fork(numbers[fork.context], fork.position, fork.token) for fork in forks]
+    branches.add(asked)
+    done: dict[Fork, Generation] = {}
+    while branches.waiting:
+        done.update(branches.step())
+    return [done[fork] for fork in asked]

@@ -6,17 +6,19 @@ import math
 from collections.abc import Callable, Sequence
 
 from cruxtune.engines.base import (
-    Context,
     Decoding,
-    Fork,
     Generation,
+    PlainBranches,
     Progress,
     Scores,
     Usage,
-    rollouts_by_generation,
     token_limit,
 )
 from cruxtune.engines.sampling import uniform
+
+
+_BATCH_SIZE = 16
+"""Counterfactuals decoded in one step."""
 
 
 class ScriptedEngine:
@@ -91,19 +93,9 @@ class ScriptedEngine:
             scores.alternative_logprobs.append([logprobs[t] for t in others[:alternatives]])
         return scores
 
-    def rollouts(
-        self,
-        contexts: Sequence[Context],
-        forks: Sequence[Fork],
-        *,
-        max_tokens: int,
-        decoding: Decoding,
-        progress: Progress | None = None,
-    ) -> list[Generation]:
-        """Decode counterfactuals; see `Engine.rollouts`."""
-        return rollouts_by_generation(
-            self, contexts, forks, max_tokens=max_tokens, decoding=decoding, progress=progress
-        )
+    def branches(self, *, max_tokens: int, decoding: Decoding) -> PlainBranches:
+        """Return a place where counterfactuals are decoded, one batch of prompts after another."""
+        return PlainBranches(self, batch_size=_BATCH_SIZE, max_tokens=max_tokens, decoding=decoding)
 
     def _continue(
         self, prompt: Sequence[int], limit: int, decoding: Decoding, seed: int | None, statistics: bool

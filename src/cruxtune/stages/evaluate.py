@@ -18,7 +18,7 @@ from cruxtune.problems import load_problems
 from cruxtune.records import EVALUATION_SCHEMA, Evaluation
 from cruxtune.runner import greedy, open_verifier, run_groups
 from cruxtune.settings import EvaluateSettings, identity_of
-from cruxtune.store import Rows
+from cruxtune.store import Rows, groups_of
 
 
 def evaluate(settings: EvaluateSettings, *, policy: Policy | None = None) -> dict[str, Any]:
@@ -101,12 +101,10 @@ def evaluate(settings: EvaluateSettings, *, policy: Policy | None = None) -> dic
             output=output,
             identity=identity_of(settings, model=fingerprint(settings.model), problems=problems_fingerprint(problems)),
             tables={"data": EVALUATION_SCHEMA},
-            items=len(problems),
-            # A batch of samples belongs to the same few problems, whose prompts are alike in length.
-            group_size=max(1, decoding.batch_size // max(1, settings.samples)),
+            groups=groups_of(len(problems), max(1, settings.group_size // each)),
             steps=lambda part: len(part) * each,
             unit="responses",
-            load=lambda: policy or load_policy(settings.model, settings.prompt, batch_size=decoding.batch_size),
+            load=lambda: policy or load_policy(settings.model, settings.prompt, settings.engine),
             work=work,
         )
 

@@ -16,7 +16,7 @@ from cruxtune.problems import load_problems
 from cruxtune.records import RESPONSE_SCHEMA, Response
 from cruxtune.runner import greedy, open_verifier, run_groups
 from cruxtune.settings import RespondSettings, identity_of
-from cruxtune.store import Rows
+from cruxtune.store import Rows, groups_of
 from cruxtune.verifiers.gold import usable
 
 
@@ -67,10 +67,9 @@ def respond(settings: RespondSettings, *, policy: Policy | None = None) -> dict[
             output=output,
             identity=identity_of(settings, model=fingerprint(settings.model), problems=problems_fingerprint(problems)),
             tables={"data": RESPONSE_SCHEMA},
-            items=len(problems),
-            group_size=decoding.batch_size,
+            groups=groups_of(len(problems), settings.group_size),
             steps=len,
             unit="responses",
-            load=lambda: policy or load_policy(settings.model, settings.prompt, batch_size=decoding.batch_size),
+            load=lambda: policy or load_policy(settings.model, settings.prompt, settings.engine),
             work=work,
         )

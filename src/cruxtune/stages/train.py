@@ -106,6 +106,7 @@ class _Annotated:
         self._path = settings.annotations
         self._method = settings.method
         self._limit = settings.output.limit
+        self._train_unknown = settings.unknown == "train"
         self._manifest = finished_manifest(settings.annotations, "annotate", "--annotations")
         self.model = settings.model or ModelSettings.model_validate(self._manifest["settings"]["model"])
         self.identity = {"annotations": self._manifest["fingerprint"]}
@@ -129,10 +130,15 @@ class _Annotated:
             training_row(
                 annotation.response.prompt_ids,
                 annotation.response.response_ids,
-                annotation.critical if self._method == "cft" else [True] * len(annotation.critical),
+                self._mask(annotation),
             )
             for annotation in usable
         ]
+
+    def _mask(self, annotation: Annotation) -> list[bool]:
+        if self._method != "cft":
+            return [True] * len(annotation.critical)
+        return [self._train_unknown if critical is None else critical for critical in annotation.critical]
 
 
 class _Gold:

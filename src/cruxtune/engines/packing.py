@@ -1,0 +1,463 @@
+"""One forward pass of packed tokens: many branches, one shared prefix each context, nothing copied per branch.
+
+The tokens of all branches lie in one row with explicit positions; only attention knows which belong together. A branch
+attends to two parts: the keys of its context up to where it left it (`Prefix`, one matrix product for all tokens of a
+context), and what it said itself (`Slots`, one row a branch). The two results are merged by log-sum-exp, which is what
+one softmax over both would have given.
+
+transformers calls `packed_attention` in place of its own attention, for every layer of every architecture on its
+attention interface. The plan of the pass (`Pack`) travels as a keyword argument through the model's forward; without
+one the function is transformers' own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+IMPLEMENTATION = "cruxtune"
+"""The name under which transformers knows the attention function."""
+
+_HIDDEN = -1e30
+"""Score of a key that may not be seen: finite, so that a row which sees nothing has a log-sum-exp, not NaN."""
+_HARMLESS = {"position_ids", "use_cache", "output_attentions", "is_causal", "output_hidden_states", "return_dict"}
+_CHUNK = 32
+"""Branches whose own keys are multiplied together: the longest of them decides how many columns."""
+_PREFILL_CHUNK = 256
+"""Queries of a prefill attended together where the scores have to be made by hand."""
+
+
+class Unservable(Exception):
+    """The model does something in attention that a packed pass does not know, so that it would be wrong."""
+
+
+class Prefix:
+    """Keys and values of one context, layer by layer, each (key heads, tokens, width), in the model's precision."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+        self.keys: dict[int, torch.Tensor] = {}
+        self.values: dict[int, torch.Tensor] = {}
+
+    def nbytes(self) -> int:
+        """Return the memory it holds."""
+        return sum(kept.nbytes for part in (self.keys, self.values) for kept in part.values())
+
+
+class Slots:
+    """Keys and values of what branches said themselves: per layer (slots, key heads, capacity, width).
+
+    Rejected drafts are not removed: the next tokens overwrite them.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.capacity = 0
+        self.keys: dict[int, torch.Tensor] = {}
+        self.values: dict[int, torch.Tensor] = {}
+
+    def resize(self, count: int, capacity: int) -> None:
+        """Make room for `count` branches of `capacity` tokens; what fits of the present content stays."""
+        for part in (self.keys, self.values):
+            for layer, old in part.items():
+                # Zeros, not empty memory: what nobody may see is multiplied by zero, and NaN would survive that.
+                new = old.new_zeros(count, old.shape[1], capacity, old.shape[3])
+                rows, columns = min(count, self.count), min(capacity, self.capacity)
+                new[:rows, :, :columns] = old[:rows, :, :columns]
+                part[layer] = new
+        self.count, self.capacity = count, capacity
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """Copy the first `length` tokens of one slot to another."""
+        for part in (self.keys, self.values):
+            for kept in part.values():
+                kept[target, :, :length] = kept[source, :, :length]
+
+    def fill(self, slot: int, prefix: Prefix) -> None:
+        """Make a prefix the beginning of what a slot's branch said."""
+        for layer in prefix.keys:
+            keys, values = self._layer(layer, prefix.keys[layer], prefix.values[layer])
+            keys[slot, :, : prefix.length] = prefix.keys[layer]
+            values[slot, :, : prefix.length] = prefix.values[layer]
+
+    def write(
+        self, layer: int, slots: torch.Tensor, places: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Store keys and values of shape (key heads, tokens, width); return the layer's whole storage."""
+        kept = self._layer(layer, keys, values)
+        for storage, new in zip(kept, (keys, values), strict=True):
+            storage[slots, :, places] = new.transpose(0, 1).to(storage.dtype)
+        return kept
+
+    def _layer(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if layer not in self.keys:
+            for part, new in ((self.keys, keys), (self.values, values)):
+                part[layer] = torch.zeros(
+                    (self.count, new.shape[0], self.capacity, new.shape[2]),
+                    dtype=storage_dtype(new.dtype, new.device),
+                    device=new.device,
+                )
+        return self.keys[layer], self.values[layer]
+
+
+@dataclass(frozen=True)
+class Feed:
+    """What one branch puts into a pass: `count` tokens behind the `length` that its slot holds.
+
+    `seen` tokens of `prefix` come before them (none without a prefix).
+    """
+
+    slot: int
+    length: int
+    count: int
+    prefix: Prefix | None = None
+    seen: int = 0
+
+
+@dataclass
+class _Shared:
+    """The tokens of one context: a slice of the pack, and what each sees of the prefix."""
+
+    prefix: Prefix
+    tokens: slice
+    seen: torch.Tensor
+    first: int
+    last: int
+    masks: dict[int | None, torch.Tensor | None] = field(default_factory=dict)
+
+
+@dataclass
+class _Own:
+    """Neighbouring slots: which tokens of the pack are theirs, and where these stand in a (slots × width) rectangle."""
+
+    slots: slice
+    width: int
+    span: int
+    tokens: torch.Tensor
+    rows: torch.Tensor
+    lengths: torch.Tensor
+    masks: dict[int | None, torch.Tensor] = field(default_factory=dict)
+
+
+class Pack:
+    """The plan of a pass over branches. Feeds of one prefix must be neighbours; tokens come in the order of the feeds.
+
+    `positions` are the tokens' absolute positions.
+    """
+
+    def __init__(self, slots: Slots, feeds: Sequence[Feed], device: Any) -> None:
+        self.calls = 0
+        self._slots = slots
+        starts = [feed.seen + feed.length for feed in feeds]
+        counts = torch.tensor([feed.count for feed in feeds])
+        offsets = torch.cat([torch.arange(feed.count) for feed in feeds])
+        self._slot_of = torch.tensor([feed.slot for feed in feeds]).repeat_interleave(counts).to(device)
+        self._place_of = (torch.tensor([feed.length for feed in feeds]).repeat_interleave(counts) + offsets).to(device)
+        self.positions = (torch.tensor(starts).repeat_interleave(counts) + offsets).to(device)
+        self._shared = self._plan_shared(feeds)
+        self._own = self._plan_own(feeds, device)
+
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scaling: float,
+        softcap: float | None,
+        window: int | None,
+    ) -> torch.Tensor:
+        """Store the new keys and values, and return what every token attends to: (tokens, heads, value width)."""
+        keys, values = self._slots.write(layer, self._slot_of, self._place_of, key, value)
+        query = at_least_float32(query) * scaling
+        heads, groups = query.shape[0], query.shape[0] // key.shape[0]
+        result = query.new_empty(query.shape[1], heads, value.shape[2])
+        norms = query.new_empty(query.shape[1], heads)
+        by_token = query.transpose(0, 1)
+        for own in self._own:
+            count = own.slots.stop - own.slots.start
+            padded = by_token.new_zeros(count * own.width, heads, query.shape[2])
+            padded[own.rows] = by_token[own.tokens]
+            padded = padded.view(count, own.width, -1, groups, query.shape[2]).permute(0, 2, 3, 1, 4)
+            mask = self._own_mask(own, window, query)
+
+            def hide(scores: torch.Tensor, mask: torch.Tensor = mask) -> None:
+                # (slots, key heads · groups, width, span): what is hidden is hidden from all heads.
+                scores.view(len(mask), -1, *mask.shape[2:]).add_(mask)
+
+            out, norm = _attention(
+                padded.reshape(-1, groups * own.width, query.shape[2]),
+                keys[own.slots, :, : own.span].flatten(0, 1),
+                values[own.slots, :, : own.span].flatten(0, 1),
+                softcap,
+                hide,
+            )
+            out = out.view(count, -1, groups, own.width, value.shape[2]).permute(0, 3, 1, 2, 4)
+            norm = norm.view(count, -1, groups, own.width).permute(0, 3, 1, 2)
+            result[own.tokens] = out.reshape(count * own.width, heads, -1)[own.rows]
+            norms[own.tokens] = norm.reshape(count * own.width, heads)[own.rows]
+        for shared in self._shared:
+            self._merge(shared, layer, query, result, norms, softcap, window)
+        return result
+
+    def _merge(
+        self,
+        shared: _Shared,
+        layer: int,
+        query: torch.Tensor,
+        result: torch.Tensor,
+        norms: torch.Tensor,
+        softcap: float | None,
+        window: int | None,
+    ) -> None:
+        """Merge what the tokens of a context see of its prefix into their results."""
+        keys = shared.prefix.keys[layer][:, : shared.last]
+        values = shared.prefix.values[layer][:, : shared.last]
+        count = shared.tokens.stop - shared.tokens.start
+        mask = self._shared_mask(shared, window, query)
+
+        def hide(scores: torch.Tensor) -> None:
+            if mask is not None:
+                # All tokens see the beginning, so the mask covers the columns behind it only.
+                scores.view(-1, count, shared.last)[:, :, shared.last - mask.shape[1] :].add_(mask)
+
+        out, norm = _attention(
+            query[:, shared.tokens].reshape(len(keys), -1, query.shape[2]), keys, values, softcap, hide
+        )
+        out = out.view(query.shape[0], count, -1).transpose(0, 1)
+        own = norms[shared.tokens]
+        share = torch.sigmoid(norm.view(query.shape[0], count).t() - own)
+        result[shared.tokens].lerp_(out, share[:, :, None])
+
+    def _shared_mask(self, shared: _Shared, window: int | None, like: torch.Tensor) -> torch.Tensor | None:
+        """Return (tokens, last columns) to add to the scores, None where every token sees every column."""
+        if window not in shared.masks:
+            start = 0 if window else shared.first
+            places = torch.arange(start, shared.last, device=like.device)
+            hidden = places >= shared.seen[:, None]
+            if window:
+                hidden |= places <= self.positions[shared.tokens, None] - window
+            shared.masks[window] = like.new_zeros(hidden.shape).masked_fill_(hidden, _HIDDEN) if len(places) else None
+        return shared.masks[window]
+
+    def _own_mask(self, own: _Own, window: int | None, like: torch.Tensor) -> torch.Tensor:
+        """Return (slots, 1, width, span): a token sees what its branch said up to itself."""
+        if window not in own.masks:
+            places = torch.arange(own.span, device=like.device)
+            ends = own.lengths[:, None, None] + torch.arange(own.width, device=like.device)[:, None]
+            hidden = places > ends
+            if window:
+                hidden |= places <= ends - window
+            own.masks[window] = like.new_zeros(hidden.shape).masked_fill_(hidden, _HIDDEN)[:, None]
+        return own.masks[window]
+
+    def _plan_shared(self, feeds: Sequence[Feed]) -> list[_Shared]:
+        plans: list[_Shared] = []
+        start = 0
+        place = 0
+        while place < len(feeds):
+            prefix, end, stop = feeds[place].prefix, place, start
+            seen: list[int] = []
+            while end < len(feeds) and feeds[end].prefix is prefix:
+                seen.extend([feeds[end].seen] * feeds[end].count)
+                stop += feeds[end].count
+                end += 1
+            if prefix is not None and max(seen):
+                tensor = torch.tensor(seen, device=self.positions.device)
+                plans.append(_Shared(prefix, slice(start, stop), tensor, min(seen), max(seen)))
+            start, place = stop, end
+        return plans
+
+    def _plan_own(self, feeds: Sequence[Feed], device: Any) -> list[_Own]:
+        order = sorted(range(len(feeds)), key=lambda place: feeds[place].slot)
+        firsts = [0]
+        for feed in feeds:
+            firsts.append(firsts[-1] + feed.count)
+        plans = []
+        for start in range(0, len(order), _CHUNK):
+            part = [feeds[place] for place in order[start : start + _CHUNK]]
+            low, high = part[0].slot, part[-1].slot + 1
+            width = max(feed.count for feed in part)
+            tokens = [
+                firsts[place] + ahead for place in order[start : start + _CHUNK] for ahead in range(feeds[place].count)
+            ]
+            rows = [(feed.slot - low) * width + ahead for feed in part for ahead in range(feed.count)]
+            lengths = torch.zeros(high - low, dtype=torch.long)
+            lengths[[feed.slot - low for feed in part]] = torch.tensor([feed.length for feed in part])
+            plans.append(
+                _Own(
+                    slots=slice(low, high),
+                    width=width,
+                    span=max(feed.length + feed.count for feed in part),
+                    tokens=torch.tensor(tokens, device=device),
+                    rows=torch.tensor(rows, device=device),
+                    lengths=lengths.to(device),
+                )
+            )
+        return plans
+
+
+class Prefill:
+    """The plan of a pass that reads whole contexts, one behind the other, and keeps their keys and values."""
+
+    def __init__(self, lengths: Sequence[int], device: Any) -> None:
+        self.calls = 0
+        self.prefixes = [Prefix(length) for length in lengths]
+        self.positions = torch.cat([torch.arange(length) for length in lengths]).to(device)
+
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scaling: float,
+        softcap: float | None,
+        window: int | None,
+    ) -> torch.Tensor:
+        """Keep the keys and values, and return what every token attends to: (tokens, heads, value width)."""
+        parts = []
+        start = 0
+        for prefix in self.prefixes:
+            part = slice(start, start + prefix.length)
+            prefix.keys[layer], prefix.values[layer] = key[:, part].clone(), value[:, part].clone()
+            start = part.stop
+            if softcap is None and not (window and window < prefix.length):
+                out = scaled_dot_product_attention(
+                    query[None, :, part],
+                    key[None, :, part],
+                    value[None, :, part],
+                    is_causal=True,
+                    scale=scaling,
+                    enable_gqa=len(query) != len(key),
+                )[0]
+            else:
+                out = self._by_hand(query[:, part], key[:, part], value[:, part], scaling, softcap, window)
+            parts.append(out.transpose(0, 1))
+        return torch.cat(parts)
+
+    def _by_hand(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scaling: float,
+        softcap: float | None,
+        window: int | None,
+    ) -> torch.Tensor:
+        places = torch.arange(key.shape[1], device=key.device)
+        parts = []
+        for start in range(0, query.shape[1], _PREFILL_CHUNK):
+            chunk = at_least_float32(query[:, start : start + _PREFILL_CHUNK]) * scaling
+            ends = places[start : start + _PREFILL_CHUNK, None]
+            hidden = (places > ends) | (places <= ends - window if window else False)
+
+            def hide(scores: torch.Tensor, hidden: torch.Tensor = hidden) -> None:
+                scores.view(-1, *hidden.shape).masked_fill_(hidden, _HIDDEN)
+
+            out, _ = _attention(chunk.reshape(len(key), -1, key.shape[2]), key, value, softcap, hide)
+            parts.append(out.view(len(query), -1, value.shape[2]))
+        return torch.cat(parts, dim=1).to(query.dtype)
+
+
+def packed_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    branch_pass: Pack | Prefill | None = None,
+    **rest: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attend as the pass says; the signature is that of transformers' attention interface.
+
+    Raises:
+        Unservable: an argument that changes attention in a way we do not know.
+    """
+    if branch_pass is None:
+        return sdpa_attention_forward(
+            module,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=dropout,
+            scaling=scaling,
+            sliding_window=sliding_window,
+            softcap=softcap,
+            **rest,
+        )
+    unknown = [name for name, given in rest.items() if not (given is None or given is False) and name not in _HARMLESS]
+    if unknown or dropout:
+        raise Unservable(f"attention takes {', '.join(sorted(unknown)) or 'dropout'}")
+    branch_pass.calls += 1
+    layer = getattr(module, "layer_idx", None)
+    if layer is None:
+        raise Unservable("attention layers have no index")
+    expected = windows_of(module.config)[layer]
+    if sliding_window != expected:
+        raise Unservable(f"layer {layer} has a window of {sliding_window}, its config says {expected}")
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    out = branch_pass.attend(layer, query[0], key[0], value[0], scaling, softcap, sliding_window)
+    return out[None].to(query.dtype), None
+
+
+def windows_of(config: Any) -> list[int | None]:
+    """Return the sliding window of every layer, None for full attention.
+
+    Raises:
+        Unservable: layers of another kind.
+    """
+    config = config.get_text_config()
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None)
+    if kinds is None:
+        return [window] * config.num_hidden_layers
+    unknown = set(kinds) - {"full_attention", "sliding_attention"}
+    if unknown:
+        raise Unservable(f"layers of kind {', '.join(sorted(unknown))}")
+    return [window if kind == "sliding_attention" else None for kind in kinds]
+
+
+def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the tensor in float32, or in float64 where it is."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def storage_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """Return the precision in which branches' own keys are kept: on CPU the one they are multiplied in."""
+    return torch.float32 if device.type == "cpu" and dtype.itemsize < 4 else dtype
+
+
+def _attention(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, softcap: float | None, hide: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return (batch, queries, value width) and the log-sum-exp of the scores, (batch, queries).
+
+    `query` is scaled already, and its precision is the one that everything is computed in. `hide` masks the scores in
+    place.
+    """
+    scores = torch.matmul(query, keys.to(query.dtype).transpose(1, 2))
+    if softcap is not None:
+        scores.div_(softcap).tanh_().mul_(softcap)
+    hide(scores)
+    top = scores.amax(dim=-1)
+    # The largest share is exp(0) ÷ sum, which spares an exponential by hand: on CPU those crawl over denormal numbers.
+    shares = torch.softmax(scores, dim=-1)
+    return torch.matmul(shares, values.to(query.dtype)), top - shares.amax(dim=-1).log_()
+
+
+AttentionInterface.register(IMPLEMENTATION, packed_attention)
+# Passes without a plan need the mask that goes with transformers' own function: an unregistered name gets none at all.
+AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)

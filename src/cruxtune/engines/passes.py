@@ -1,0 +1,146 @@
+"""A model that takes packed passes: what it can serve exactly, the proof at load, and the two kinds of pass."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from cruxtune.engines.base import Usage
+from cruxtune.engines.packing import IMPLEMENTATION, Feed, Pack, Prefill, Prefix, Slots, Unservable, windows_of
+
+_TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-2}
+_LOW_PRECISION_TOLERANCE = 0.25
+"""Largest difference of logits that the probe accepts, in standard deviations of the logits."""
+
+
+class Passes:
+    """Forward passes of a model over packed tokens.
+
+    Making one switches the model to our attention function, which is transformers' own wherever no pass is under way,
+    and compares packed logits with those of plain passes.
+
+    Raises:
+        Unservable: packed passes would not be exact; the model is left as it was.
+    """
+
+    def __init__(self, model: Any, usage: Usage) -> None:
+        self._model = model
+        self._inner = inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self.usage = usage
+        self.device = next(model.parameters()).device
+        self.dtype = next(model.parameters()).dtype
+        _gate(inner)
+        self.longest = _longest_exact(inner.config)
+        self.layers = inner.config.get_text_config().num_hidden_layers
+        self.vocabulary = inner.get_output_embeddings().weight.shape[0]
+        before = inner.config._attn_implementation
+        ids = _probe_ids(self.vocabulary)
+        try:
+            plain = self._plain_logits(ids)
+            inner.set_attn_implementation(IMPLEMENTATION)
+            if inner.config._attn_implementation != IMPLEMENTATION:
+                raise Unservable("its attention implementation cannot be chosen")
+            self._probe(ids, plain)
+        except Exception as error:
+            inner.set_attn_implementation(before)
+            if isinstance(error, Unservable):
+                raise
+            # Whatever a model's own code trips over, the plain path still serves it.
+            raise Unservable(f"a packed pass fails in it ({type(error).__name__}: {error})") from error
+
+    def prefill(self, contexts: Sequence[Sequence[int]], *, keep: Sequence[int] = ()) -> tuple[list[Prefix], Any]:
+        """Read contexts; return their keys and values, and the logits at the tokens `keep` of the row (rows, vocab)."""
+        plan = Prefill([len(context) for context in contexts], self.device)
+        # A model that computes no logits at all is not among the choices; one row is the least.
+        logits = self._forward([token for context in contexts for token in context], plan, keep or [0])
+        return plan.prefixes, logits if keep else None
+
+    def run(self, slots: Slots, feeds: Sequence[Feed], ids: Sequence[int], keep: Sequence[int]) -> torch.Tensor:
+        """Put the branches' tokens through the model; return the logits at the tokens `keep` (rows, vocabulary)."""
+        return self._forward(ids, Pack(slots, feeds, self.device), keep)
+
+    @torch.inference_mode()
+    def _forward(self, ids: Sequence[int], plan: Pack | Prefill, keep: Sequence[int]) -> torch.Tensor:
+        output = self._model(
+            input_ids=torch.tensor([list(ids)], device=self.device),
+            position_ids=plan.positions[None],
+            # A mask of four dimensions is passed on as it is, so that none is made; our function reads none.
+            attention_mask=torch.zeros((1, 1, 1, 1), dtype=torch.bool, device=self.device),
+            use_cache=False,
+            logits_to_keep=torch.tensor(keep, device=self.device) if len(keep) < len(ids) else 0,
+            branch_pass=plan,
+        )
+        if plan.calls != self.layers:
+            raise Unservable(f"attention was called {plan.calls} times in {self.layers} layers")
+        self.usage.tokens_computed += len(ids)
+        self.usage.model_calls += 1
+        return output.logits[0]
+
+    @torch.inference_mode()
+    def _plain_logits(self, ids: list[int]) -> list[torch.Tensor]:
+        """Return what plain passes say behind each of the probe's branches."""
+        rows = [[*ids[:seen], *own] for seen, own in _probe_branches(ids)]
+        return [
+            self._model(input_ids=torch.tensor([row], device=self.device), use_cache=False).logits[0, -1]
+            for row in rows
+        ]
+
+    def _probe(self, ids: list[int], plain: list[torch.Tensor]) -> None:
+        """Decode the probe's branches, in two passes each, and compare."""
+        branches = _probe_branches(ids)
+        (prefix,), _ = self.prefill([ids])
+        slots = Slots()
+        slots.resize(len(branches), max(len(own) for _, own in branches))
+        feeds = [Feed(slot, 0, len(own) - 1, prefix, seen) for slot, (seen, own) in enumerate(branches)]
+        fed = [token for _, own in branches for token in own[:-1]]
+        self.run(slots, feeds, fed, keep=range(len(fed)))
+        feeds = [Feed(slot, len(own) - 1, 1, prefix, seen) for slot, (seen, own) in enumerate(branches)]
+        packed = self.run(slots, feeds, [own[-1] for _, own in branches], keep=range(len(branches)))
+        expected = torch.stack(plain).double()
+        difference = (packed.double() - expected).abs().max() / expected.std()
+        if not difference <= _TOLERANCE.get(self.dtype, _LOW_PRECISION_TOLERANCE):
+            raise Unservable(f"its packed logits differ from plain ones by {float(difference):.2g} standard deviations")
+
+
+def _gate(model: Any) -> None:
+    """Refuse what is known not to work before anything is tried."""
+    config = model.config.get_text_config()
+    if not getattr(model, "is_backend_compatible", lambda: False)():
+        raise Unservable("its attention bypasses transformers' attention interface")
+    windows_of(config)
+    accepted = inspect.signature(model.forward).parameters
+    missing = {"position_ids", "logits_to_keep", "attention_mask", "use_cache"} - accepted.keys()
+    if missing:
+        raise Unservable(f"its forward does not take {', '.join(sorted(missing))}")
+    if getattr(config, "num_kv_shared_layers", 0):
+        raise Unservable("its layers share keys and values")
+    if model.config.is_encoder_decoder:
+        raise Unservable("it is an encoder-decoder model")
+
+
+def _longest_exact(config: Any) -> int | None:
+    """Return the longest sequence that packed passes serve, None without a bound of theirs.
+
+    RoPE of type dynamic or longrope depends on the largest position in the row, which is another branch's in a packed
+    row; up to the original length it is constant.
+    """
+    text = config.get_text_config()
+    parameters = getattr(text, "rope_parameters", None) or {}
+    bounds = []
+    for entry in (parameters, *(value for value in parameters.values() if isinstance(value, dict))):
+        kind = entry.get("rope_type", "default")
+        if "dynamic" in kind or kind == "longrope":
+            bounds.append(entry.get("original_max_position_embeddings") or text.max_position_embeddings)
+    return min(bounds, default=None)
+
+
+def _probe_ids(vocabulary: int) -> list[int]:
+    return [(7 + 13 * place) % vocabulary for place in range(12)]
+
+
+def _probe_branches(ids: list[int]) -> list[tuple[int, list[int]]]:
+    """Return (tokens seen, own tokens): one branch leaves the context early, one late, one has said much."""
+    return [(3, ids[5:8]), (10, ids[2:4]), (7, ids[1:6])]
