@@ -56,6 +56,9 @@ def shares(accounting: dict[str, float]) -> dict[str, Any]:
     return {
         "fallback_share": accounting["verdicts_by_fallback"] / verdicts if verdicts else None,
         "emitted_per_computed": emitted / computed if computed else None,
+        "drafts_accepted": accounting["tokens_accepted"] / accounting["tokens_drafted"]
+        if accounting.get("tokens_drafted")
+        else None,
     }
 
 

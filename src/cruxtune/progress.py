@@ -29,13 +29,16 @@ class _Rate(ProgressColumn):
 
 
 @contextmanager
-def bar(title: str, total: int, unit: str, done: int = 0) -> Iterator[Callable[[int], None]]:
+def bar(
+    title: str, total: int, unit: str, done: int = 0, note: Callable[[], str] | None = None
+) -> Iterator[Callable[[int], None]]:
     """Show a progress bar and yield the function that advances it.
 
-    Where stderr is no terminal, a line is written every half minute instead.
+    `note` gives what else there is to say at the moment. Where stderr is no terminal, a line is written every half
+    minute instead.
     """
     if not stderr.is_terminal:
-        yield _lines(title, total, unit, done)
+        yield _lines(title, total, unit, done, note)
         return
     columns = (
         TextColumn("[bold]{task.description}"),
@@ -43,13 +46,18 @@ def bar(title: str, total: int, unit: str, done: int = 0) -> Iterator[Callable[[
         MofNCompleteColumn(),
         _Rate(unit),
         TimeRemainingColumn(elapsed_when_finished=True),
+        TextColumn("{task.fields[note]}", style="dim"),
     )
     with Progress(*columns, console=stderr) as progress:
-        task = progress.add_task(title, total=total, completed=done)
-        yield lambda count: progress.advance(task, count)
+        task = progress.add_task(title, total=total, completed=done, note="")
+
+        def advance(count: int) -> None:
+            progress.update(task, advance=count, note=note() if note else "")
+
+        yield advance
 
 
-def _lines(title: str, total: int, unit: str, done: int) -> Callable[[int], None]:
+def _lines(title: str, total: int, unit: str, done: int, note: Callable[[], str] | None) -> Callable[[int], None]:
     started = last = time.monotonic()
     first = done
 
@@ -62,7 +70,8 @@ def _lines(title: str, total: int, unit: str, done: int) -> Callable[[int], None
         last = now
         speed = (done - first) / max(now - started, 1e-9)
         left = f", {duration((total - done) / speed)} left" if speed and done < total else ""
-        stderr.print(f"{title}: {done}/{total}, {_rate(speed, unit)}{left}")
+        more = f" ({note()})" if note else ""
+        stderr.print(f"{title}: {done}/{total}, {_rate(speed, unit)}{left}{more}")
 
     return advance
 

@@ -156,7 +156,9 @@ def plan(recipe: Recipe, *, overwrite: bool = False) -> list[Step]:
         (
             "respond",
             "respond",
-            settings(RespondSettings, "respond", {**leaves, "skip_bad": recipe.skip_bad, **recipe.respond}, "responses"),
+            settings(
+                RespondSettings, "respond", {**leaves, "skip_bad": recipe.skip_bad, **recipe.respond}, "responses"
+            ),
         )
     )
     leaves = {"responses": root / "responses", **engine, **recipe.annotate}

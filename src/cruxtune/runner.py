@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
 from pydantic import BaseModel
 
 from cruxtune.accounting import Meter, peak_memory_gib, shares
-from cruxtune.engines.base import Decoding, LoopRule, Progress
+from cruxtune.engines.base import Decoding, Engine, LoopRule, Progress
 from cruxtune.models import Policy
 from cruxtune.progress import bar
 from cruxtune.settings import OutputSettings, VerifierSettings
@@ -32,10 +34,12 @@ def run_groups(
     unit: str,
     load: Callable[[], Policy],
     work: Work,
+    saved: Callable[[], int] | None = None,
 ) -> dict[str, Any]:
     """Do what is not done yet of the source rows, group by group; return the manifest.
 
-    `groups` are slices of the source, the same in every run. `steps` tells how many `unit`s of progress a slice is.
+    `groups` are slices of the source, the same in every run. `steps` tells how many `unit`s of progress a slice is,
+    `saved` how many of them were not needed so far.
 
     Raises:
         StoreError: the output belongs to other settings, or is being written.
@@ -48,10 +52,12 @@ def run_groups(
             return writer.manifest
         policy = load()
         writer.describe(policy.facts)
+        writer.remember(tuning=policy.engine.tune(writer.manifest.get("tuning")))
         total = sum(steps(group) for group in groups)
         done = total - sum(steps(groups[group]) for group in pending)
-        with bar(stage, total, unit, done) as advance:
-            spent = writer.accounting()
+        spent = writer.accounting()
+        note = _note(policy.engine, saved if saved else lambda: 0)
+        with bar(stage, total, unit, done, note) as advance:
             for group in pending:
                 meter = Meter(policy.engine, before=spent)
                 rows = work(policy, groups[group], meter, advance)
@@ -64,6 +70,22 @@ def run_groups(
             shares=shares(totals),
             peak_memory_gib=round(peak_memory_gib(), 2),
         )
+
+
+def _note(engine: Engine, saved: Callable[[], int]) -> Callable[[], str]:
+    """Return what says how decoding goes: its rate, how often drafts are right, how much was not needed."""
+    before, started = replace(engine.usage), time.monotonic()
+
+    def note() -> str:
+        used = engine.usage.since(before)
+        parts = [f"{used['tokens_emitted'] / max(time.monotonic() - started, 1e-9):,.0f} tokens/s"]
+        if used["tokens_drafted"]:
+            parts.append(f"{100 * used['tokens_accepted'] / used['tokens_drafted']:.0f} % of drafts right")
+        if saved():
+            parts.append(f"{saved():,} saved")
+        return ", ".join(parts)
+
+    return note
 
 
 def open_verifier(settings: VerifierSettings) -> Verifier:

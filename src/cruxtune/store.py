@@ -107,6 +107,11 @@ class Workspace:
         self.manifest["facts"] = facts
         self.save()
 
+    def remember(self, **values: Any) -> None:
+        """Keep what a resumed run needs to know."""
+        self.manifest.update(values)
+        self.save()
+
     def finish(self, **values: Any) -> dict[str, Any]:
         """Mark the directory complete, add `values` to the manifest and return it."""
         self.manifest.update(values, complete=True)

@@ -44,7 +44,7 @@ def summarise(
         "command": command,
         "seed": recipe.seed,
         "annotated_responses": int(annotated["responses"]),
-        "critical_share": annotated["critical_tokens"] / annotated["response_tokens"],
+        "critical_share": annotated["critical_tokens"] / max(1, annotated["known_tokens"]),
         "rollouts": {name: int(annotated[f"rollouts_{name}"]) for name in ("wanted", "made", "skipped")},
         "heldout_problems": compared["problems"],
         "samples": compared["samples"],

@@ -6,7 +6,7 @@ softmax(logits / temperature), with nothing cut off unless `top_k` or `top_p` sa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Protocol
 
@@ -130,6 +130,13 @@ class Engine(Protocol):
     @property
     def usage(self) -> Usage:
         """The counters, updated in place."""
+
+    def tune(self, remembered: Mapping[str, float] | None = None) -> dict[str, float]:
+        """Settle batch sizes and the like, and return them.
+
+        They are what was `remembered` from an earlier part of the same work, so that a resumed run has the same
+        batches, else what a short calibration finds best here. Nothing but speed and rounding depends on them.
+        """
 
     def generate(
         self,

@@ -8,6 +8,7 @@ that end make room for those that wait.
 from __future__ import annotations
 
 import heapq
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,14 +16,20 @@ from typing import Any
 import torch
 
 from cruxtune.engines import logits as choices
-from cruxtune.engines.base import Decoding, Generation, Usage
+from cruxtune.engines.base import Decoding, Generation
+from cruxtune.engines.cache import Feed, Prefix, Slots
 from cruxtune.engines.drafts import Acceptance, Draft, Sources, allot
-from cruxtune.engines.packing import Feed, Prefix, Slots
 from cruxtune.engines.passes import Passes
 from cruxtune.engines.plan import Plan
+from cruxtune.errors import ModelError
 
+_LOG = logging.getLogger(__name__)
 _FIRST_CAPACITY = 32
 """Tokens that a slot has room for at first; doubled as branches grow."""
+_STEP = 16
+"""Slots grow by multiples of this where doubling them would cost branches."""
+_PREFIX_SHARE = 0.5
+"""Share of the memory that contexts may take before no other one is opened."""
 
 
 class Context:
@@ -61,6 +68,7 @@ class Branch:
     """Tokens that the next pass must read: chosen, but not in the slot yet."""
     length: int = 0
     """Tokens in the slot."""
+    priority: Any = None
 
     def generation(self) -> Generation:
         """Return the result."""
@@ -68,9 +76,13 @@ class Branch:
 
 
 class Batch:
-    """Branches decoded together on one model, as `plan` says; `decoding` and `eos_ids` are the same for all."""
+    """Branches decoded together on one model, as `plan` says; `decoding` and `eos_ids` are the same for all.
 
-    def __init__(self, passes: Passes, plan: Plan, decoding: Decoding, eos_ids: frozenset[int]) -> None:
+    `memory` bounds the bytes of all keys and values: where branches outgrow it, the youngest go back to the queue and
+    are read again later.
+    """
+
+    def __init__(self, passes: Passes, plan: Plan, decoding: Decoding, eos_ids: frozenset[int], memory: int) -> None:
         self._passes = passes
         self._plan = plan
         self._decoding = decoding
@@ -80,6 +92,9 @@ class Batch:
         self._queue: list[tuple[Any, int, Branch]] = []
         self._entered = 0
         self._acceptance = Acceptance()
+        self._memory = memory
+        self._contexts: dict[Context, None] = {}
+        self._most = plan.branches
 
     @property
     def waiting(self) -> int:
@@ -89,40 +104,56 @@ class Batch:
     @property
     def room(self) -> bool:
         """Whether the next pass could take more branches than there are."""
-        return self.waiting < self._plan.branches
+        if not self.waiting:
+            return True
+        return self.waiting < self._most and self._held_by_contexts() <= _PREFIX_SHARE * self._memory
+
+    def hold(self, context: Context) -> None:
+        """Count a context's keys and values among what is held."""
+        self._contexts[context] = None
+
+    def release(self, context: Context) -> None:
+        """Count them no more."""
+        self._contexts.pop(context, None)
 
     def submit(self, branch: Branch, priority: Any) -> None:
         """Queue a branch; a lower priority comes first, and of equals the one that was submitted first."""
         branch.context.users += 1
-        self._enqueue(branch, priority)
+        self.hold(branch.context)
+        branch.priority = priority
+        self._enqueue(branch)
 
     @torch.inference_mode()
     def step(self) -> list[Branch]:
-        """Make one pass; return the branches that it finished."""
+        """Make a pass; return the branches that it finished.
+
+        Raises:
+            ModelError: not even one branch fits into memory.
+        """
         self._admit()
         if not self._active:
             return []
         drafts = self._drafts()
+        self._make_room(drafts)
         feeds = self._feeds(drafts)
         ids: list[int] = []
         keep: list[int] = []
         ends: list[int] = []
         for slot, _ in feeds:
-            branch = self._active[slot]
-            ids.extend([*branch.pending, *drafts[slot]])
+            ids.extend([*self._active[slot].pending, *drafts[slot]])
             keep.extend(range(len(ids) - len(drafts[slot]) - 1, len(ids)))
             ends.append(len(keep))
-        logits = self._passes.run(self._slots, [feed for _, feed in feeds], ids, keep)
-        chosen = self._choose(logits, feeds)
-        finished: list[Branch] = []
+        try:
+            logits = self._passes.run(self._slots, [feed for _, feed in feeds], ids, keep)
+            chosen = self._choose(logits, feeds)
+        except torch.OutOfMemoryError as error:
+            self._shrink(len(self._active) // 2, error)
+            return []
         start = 0
         for (slot, _), end in zip(feeds, ends, strict=True):
             self._take(self._active[slot], drafts[slot], chosen[start:end], logits, start)
             start = end
-        for slot in reversed(range(len(self._active))):
-            if self._active[slot].reason:
-                finished.append(self._remove(slot))
-        return finished
+        return [self._remove(slot) for slot in reversed(range(len(self._active))) if self._active[slot].reason]
 
     def _choose(self, logits: Any, feeds: list[tuple[int, Feed]]) -> list[int]:
         if self._decoding.temperature == 0:
@@ -192,10 +223,7 @@ class Batch:
             shared = branch.context.shared
             prefix = branch.context.prefix if shared else None
             feeds.append((slot, Feed(slot, branch.length, count, prefix, branch.seen if shared else 0)))
-        need = max(feed.length + feed.count for _, feed in feeds)
-        if need > self._slots.capacity:
-            self._slots.resize(self._slots.count, max(need, 2 * self._slots.capacity))
-        first = {}
+        first: dict[int, int] = {}
         for slot, branch in enumerate(self._active):
             first.setdefault(id(branch.context), slot)
         feeds.sort(key=lambda item: (first[id(self._active[item[0]].context)], item[0]))
@@ -204,24 +232,74 @@ class Batch:
     def _admit(self) -> None:
         """Let waiting branches in, and read the contexts that are not read yet."""
         entering: list[Branch] = []
-        while self._queue and len(self._active) + len(entering) < self._plan.branches:
+        tokens = 0
+        while self._queue and len(self._active) + len(entering) < self._most:
+            branch = self._queue[0][2]
+            # One that was sent back has many tokens to read; all of them at once would be a pass of any width.
+            tokens += len(branch.head) + len(branch.ids) - branch.start
+            if entering and tokens > self._plan.width:
+                break
             entering.append(heapq.heappop(self._queue)[2])
         self._prefill([branch.context for branch in entering])
-        if len(self._active) + len(entering) > self._slots.count:
-            self._slots.resize(self._plan.branches, max(self._slots.capacity, _FIRST_CAPACITY))
         for branch in entering:
             branch.pending = [*branch.head, *branch.ids[branch.start :]]
             branch.length = 0
-            if not branch.context.shared and branch.context.prefix is not None:
-                prefix = branch.context.prefix
-                if prefix.length > self._slots.capacity:
-                    self._slots.resize(self._slots.count, max(prefix.length + 1, 2 * self._slots.capacity))
-                self._slots.fill(len(self._active), prefix)
-                branch.length = prefix.length
             self._active.append(branch)
+            prefix = branch.context.prefix
+            if not branch.context.shared and prefix is not None:
+                branch.length = prefix.length
+        # What does not fit leaves again, and is read again later.
+        self._make_room([[]] * len(self._active))
+        for branch in entering:
+            if not branch.context.shared and branch.context.prefix is not None and branch in self._active:
+                self._slots.fill(self._active.index(branch), branch.context.prefix)
         for branch in entering:
             if not branch.context.shared:
                 branch.context.prefix = None
+
+    def _make_room(self, drafts: list[list[int]]) -> None:
+        """Give every active branch a slot with room for what it reads next, or send the youngest back."""
+        need = max(
+            (
+                branch.length + len(branch.pending) + len(draft)
+                for branch, draft in zip(self._active, drafts, strict=True)
+            ),
+            default=0,
+        )
+        capacity = max(self._slots.capacity, _FIRST_CAPACITY)
+        if need > capacity:
+            doubled = max(need, 2 * capacity)
+            capacity = doubled if self._fitting(doubled) >= len(self._active) else -(-need // _STEP) * _STEP
+        fitting = self._fitting(capacity)
+        if fitting < len(self._active):
+            self._shrink(fitting)
+            self._make_room(drafts[: len(self._active)])
+        elif capacity > self._slots.capacity or self._slots.count < len(self._active):
+            count = min(self._most, fitting) if capacity > self._slots.capacity else self._most
+            self._slots.resize(max(count, len(self._active)), capacity)
+
+    def _fitting(self, capacity: int) -> int:
+        """Return how many slots of a capacity the memory holds beside the contexts."""
+        return max(0, self._memory - self._held_by_contexts()) // (capacity * self._passes.bytes_per_token)
+
+    def _held_by_contexts(self) -> int:
+        return sum(context.prefix.nbytes() for context in self._contexts if context.prefix is not None)
+
+    def _shrink(self, most: int, error: Exception | None = None) -> None:
+        """Send the youngest branches back until `most` are left, and let no more in from now on."""
+        if most < 1:
+            raise ModelError(
+                "what memory is left does not hold the keys and values of a single branch; give more with "
+                "--memory-limit, or take a smaller model, --dtype bfloat16 or fewer --max-new-tokens"
+            ) from error
+        _LOG.info("memory holds %d of %d branches at a time; the batch shrinks", most, len(self._active))
+        self._most = most
+        while len(self._active) > most:
+            branch = self._active.pop()
+            branch.length = 0
+            self._enqueue(branch)
+        if error is not None and torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
     def _prefill(self, contexts: list[Context]) -> None:
         unread = list(dict.fromkeys(context for context in contexts if context.prefix is None and context.ids))
@@ -245,8 +323,10 @@ class Batch:
             self._slots.move(len(self._active), slot, last.length)
             self._active[slot] = last
         branch.context.users -= 1
+        if not branch.context.users and branch.context.sources is None:
+            self.release(branch.context)
         return branch
 
-    def _enqueue(self, branch: Branch, priority: Any) -> None:
-        heapq.heappush(self._queue, (priority, self._entered, branch))
+    def _enqueue(self, branch: Branch) -> None:
+        heapq.heappush(self._queue, (branch.priority, self._entered, branch))
         self._entered += 1

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from cruxtune.engines.base import Usage
-from cruxtune.engines.packing import IMPLEMENTATION, Feed, Pack, Prefill, Prefix, Slots, Unservable, windows_of
+from cruxtune.engines.cache import Feed, Prefix, Slots, storage_dtype
+from cruxtune.engines.packing import IMPLEMENTATION, Pack, Prefill, Unservable, windows_of
 
 _TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-2}
 _LOW_PRECISION_TOLERANCE = 0.25
@@ -35,6 +36,8 @@ class Passes:
         _gate(inner)
         self.longest = _longest_exact(inner.config)
         self.layers = inner.config.get_text_config().num_hidden_layers
+        self.bytes_per_token = 1
+        """Memory of one token's keys and values in a slot."""
         self.vocabulary = inner.get_output_embeddings().weight.shape[0]
         before = inner.config._attn_implementation
         ids = _probe_ids(self.vocabulary)
@@ -61,6 +64,14 @@ class Passes:
     def run(self, slots: Slots, feeds: Sequence[Feed], ids: Sequence[int], keep: Sequence[int]) -> torch.Tensor:
         """Put the branches' tokens through the model; return the logits at the tokens `keep` (rows, vocabulary)."""
         return self._forward(ids, Pack(slots, feeds, self.device), keep)
+
+    def workspace(self, tokens: int, longest: int) -> int:
+        """Return about how many bytes a pass takes besides keys and values: logits, activations, attention scores."""
+        text = self._inner.config.get_text_config()
+        inner = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
+        activations = 6 * (inner + text.hidden_size) * self.dtype.itemsize
+        logits = self.vocabulary * (self.dtype.itemsize + 8)
+        return tokens * (logits + activations + 12 * text.num_attention_heads * longest)
 
     @torch.inference_mode()
     def _forward(self, ids: Sequence[int], plan: Pack | Prefill, keep: Sequence[int]) -> torch.Tensor:
@@ -92,6 +103,8 @@ class Passes:
         """Decode the probe's branches, in two passes each, and compare."""
         branches = _probe_branches(ids)
         (prefix,), _ = self.prefill([ids])
+        stored = storage_dtype(self.dtype, self.device).itemsize
+        self.bytes_per_token = prefix.nbytes() // len(ids) // self.dtype.itemsize * stored
         slots = Slots()
         slots.resize(len(branches), max(len(own) for _, own in branches))
         feeds = [Feed(slot, 0, len(own) - 1, prefix, seen) for slot, (seen, own) in enumerate(branches)]

@@ -8,7 +8,7 @@ model's generation_config (repetition penalties, top-k 50) and keeps finished ro
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -23,7 +23,8 @@ from cruxtune.engines.base import (
     Usage,
     token_limit,
 )
-from cruxtune.engines.logits import choose, scores, statistics as measure
+from cruxtune.engines.logits import choose, scores
+from cruxtune.engines.logits import statistics as measure
 
 
 class PlainEngine:
@@ -63,6 +64,10 @@ class PlainEngine:
     def usage(self) -> Usage:
         """The counters."""
         return self._usage
+
+    def tune(self, remembered: Mapping[str, float] | None = None) -> dict[str, float]:
+        """Settle nothing: batches have one size."""
+        return {}
 
     @torch.inference_mode()
     def generate(

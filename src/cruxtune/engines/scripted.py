@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from cruxtune.engines.base import (
     Decoding,
@@ -15,7 +15,6 @@ from cruxtune.engines.base import (
     token_limit,
 )
 from cruxtune.engines.sampling import uniform
-
 
 _BATCH_SIZE = 16
 """Counterfactuals decoded in one step."""
@@ -60,6 +59,10 @@ class ScriptedEngine:
     def usage(self) -> Usage:
         """The counters."""
         return self._usage
+
+    def tune(self, remembered: Mapping[str, float] | None = None) -> dict[str, float]:
+        """Settle nothing: batches have one size."""
+        return {}
 
     def generate(
         self,

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from dataclasses import replace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from cruxtune.engines import logits as choices
 from cruxtune.engines.base import Branches, Decoding, Fork, Generation, Progress, Scores, Usage, token_limit
 from cruxtune.engines.batch import Batch, Branch, Context
 from cruxtune.engines.drafts import Draft, Sources
+from cruxtune.engines.memory import budget
 from cruxtune.engines.packing import Unservable
 from cruxtune.engines.passes import Passes
 from cruxtune.engines.plain import PlainEngine
-from cruxtune.engines.plan import Plan
+from cruxtune.engines.plan import Plan, calibrate
 
 _LOG = logging.getLogger(__name__)
+_PLAIN_BATCH = 64
+_LONG = 4096
+"""Tokens of context that a pass is budgeted for."""
 _SHARED_FROM = 4
 """Continuations of one prompt from which on they read one copy of its keys instead of one each."""
 
@@ -37,13 +41,13 @@ class TransformersEngine:
         batch_size: int | None = None,
         draft_length: int | None = None,
         memory_limit: float | None = None,
-        plan: Plan | None = None,
     ) -> None:
-        self._plan = plan or Plan()
-        if batch_size: self._plan=replace(self._plan,branches=batch_size)
-        if draft_length is not None: self._plan=replace(self._plan,draft_length=draft_length)
+        self._batch_size = batch_size
+        self._draft_length = draft_length
+        self._memory_limit = memory_limit
+        self._plan: Plan | None = None
         self._plain = PlainEngine(
-            model, eos_ids=eos_ids, context_length=context_length, batch_size=self._plan.branches
+            model, eos_ids=eos_ids, context_length=context_length, batch_size=batch_size or _PLAIN_BATCH
         )
         self._passes: Passes | None = None
         try:
@@ -65,6 +69,18 @@ class TransformersEngine:
     def usage(self) -> Usage:
         """The counters."""
         return self._plain.usage
+
+    def tune(self, remembered: Mapping[str, float] | None = None) -> dict[str, float]:
+        """Settle the shape of passes; see `Engine.tune`."""
+        if self._passes is None:
+            return {}
+        if remembered:
+            self._plan = Plan.of(remembered)
+        elif self._plan is None:
+            self._plan = calibrate(
+                self._passes, self._memory(Plan()), batch_size=self._batch_size, draft_length=self._draft_length
+            )
+        return asdict(self._plan)
 
     def generate(
         self,
@@ -94,7 +110,7 @@ class TransformersEngine:
             )
         if decoding.temperature > 0 and seeds is None:
             raise ValueError("sampling needs one seed per prompt")
-        batch = Batch(passes, self._plan, decoding, self.eos_ids)
+        batch = self._batch(passes, decoding)
         times = Counter(tuple(prompt) for prompt in prompts)
         contexts = {
             prompt: Context(prompt[:-1], shared=count >= _SHARED_FROM and len(prompt) > 1)
@@ -139,7 +155,19 @@ class TransformersEngine:
         """Return a place where counterfactuals are decoded; see `Engine.branches`."""
         if self._passes is None:
             return self._plain.branches(max_tokens=max_tokens, decoding=decoding)
-        return PackedBranches(self, self._passes, self._plan, max_tokens, decoding)
+        return PackedBranches(self, self._passes, self._batch(self._passes, decoding), max_tokens)
+
+    def _batch(self, passes: Passes, decoding: Decoding) -> Batch:
+        self.tune()
+        plan = self._plan or Plan()
+        return Batch(passes, plan, decoding, self.eos_ids, self._memory(plan))
+
+    def _memory(self, plan: Plan) -> int:
+        """Return the bytes that keys and values may take: what is allowed, less what a pass needs to work."""
+        assert self._passes is not None
+        allowed = budget(self._passes.device, self._memory_limit)
+        longest = min(self.context_length or _LONG, _LONG)
+        return max(0, allowed - self._passes.workspace(plan.width, longest))
 
     def _passes_for(self, longest: int) -> Passes | None:
         """Return packed passes if they serve sequences of this length."""
@@ -150,11 +178,9 @@ class TransformersEngine:
 class PackedBranches:
     """Counterfactuals on packed passes; see `Branches`."""
 
-    def __init__(
-        self, engine: TransformersEngine, passes: Passes, plan: Plan, max_tokens: int, decoding: Decoding
-    ) -> None:
+    def __init__(self, engine: TransformersEngine, passes: Passes, batch: Batch, max_tokens: int) -> None:
         self._passes = passes
-        self._batch = Batch(passes, plan, decoding, engine.eos_ids)
+        self._batch = batch
         self._max_tokens = max_tokens
         self._eos_ids = engine.eos_ids
         self._context_length = engine.context_length
@@ -180,6 +206,7 @@ class PackedBranches:
         number = self._opened
         self._opened += 1
         self._contexts[number] = (context, len(prompt), list(response))
+        self._batch.hold(context)
         return number, scores
 
     def add(self, forks: Sequence[Fork]) -> None:
@@ -219,7 +246,7 @@ class PackedBranches:
 
     def close(self, context: int) -> None:
         """Forget a context."""
-        del self._contexts[context]
+        self._batch.release(self._contexts.pop(context)[0])
 
 
 def _read(passes: Passes, prompt: Sequence[int], response: Sequence[int], alternatives: int) -> tuple[Any, Scores]:

@@ -186,7 +186,8 @@ def _differences(paired: Mapping[str, Any], samples: int | None) -> list[dict[st
 
 def _histogram(annotations: Sequence[Annotation]) -> dict[str, Any] | None:
     """Return how many responses have 0–10 %, 10–20 % … of their tokens critical, as bars 100 units high."""
-    shares = [sum(annotation.critical) / len(annotation.critical) for annotation in annotations if annotation.critical]
+    known = ([mask for mask in annotation.critical if mask is not None] for annotation in annotations)
+    shares = [sum(masks) / len(masks) for masks in known if masks]
     if not shares:
         return None
     counts = [0] * 10
@@ -221,7 +222,8 @@ def _response(number: int, annotation: Annotation, pieces: Callable[[Sequence[in
     tokens = [
         _token(position, piece, annotation, pieces) for position, piece in enumerate(pieces(response.response_ids))
     ]
-    critical = sum(annotation.critical)
+    known = [mask for mask in annotation.critical if mask is not None]
+    critical = sum(known)
     return {
         "number": number,
         "id": printable(problem.id),
@@ -230,8 +232,9 @@ def _response(number: int, annotation: Annotation, pieces: Callable[[Sequence[in
         "answer": printable(problem.answer),
         "tokens": tokens,
         "has_empty": any(not token["shown"] for token in tokens),
-        "counts": f"{critical} of {len(tokens)} tokens critical",
-        "share": f" ({_percent(critical / len(tokens))})" if tokens else "",
+        "counts": f"{critical} of {len(known)} tokens critical"
+        + (f", {len(tokens) - len(known)} not asked about" if len(known) < len(tokens) else ""),
+        "share": f" ({_percent(critical / len(known))})" if known else "",
     }
 
 

@@ -1,0 +1,95 @@
+"""Keys and values: of contexts, which all their branches read, and of what the branches said themselves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+class Prefix:
+    """Keys and values of one context, layer by layer, each (key heads, tokens, width), in the model's precision."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+        self.keys: dict[int, torch.Tensor] = {}
+        self.values: dict[int, torch.Tensor] = {}
+
+    def nbytes(self) -> int:
+        """Return the memory it holds."""
+        return sum(kept.nbytes for part in (self.keys, self.values) for kept in part.values())
+
+
+class Slots:
+    """Keys and values of what branches said themselves: per layer (slots, key heads, capacity, width).
+
+    Rejected drafts are not removed: the next tokens overwrite them.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.capacity = 0
+        self.keys: dict[int, torch.Tensor] = {}
+        self.values: dict[int, torch.Tensor] = {}
+
+    def resize(self, count: int, capacity: int) -> None:
+        """Make room for `count` branches of `capacity` tokens; what fits of the present content stays."""
+        for part in (self.keys, self.values):
+            for layer, old in part.items():
+                # Zeros, not empty memory: what nobody may see is multiplied by zero, and NaN would survive that.
+                new = old.new_zeros(count, old.shape[1], capacity, old.shape[3])
+                rows, columns = min(count, self.count), min(capacity, self.capacity)
+                new[:rows, :, :columns] = old[:rows, :, :columns]
+                part[layer] = new
+        self.count, self.capacity = count, capacity
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """Copy the first `length` tokens of one slot to another."""
+        for part in (self.keys, self.values):
+            for kept in part.values():
+                kept[target, :, :length] = kept[source, :, :length]
+
+    def fill(self, slot: int, prefix: Prefix) -> None:
+        """Make a prefix the beginning of what a slot's branch said."""
+        for layer in prefix.keys:
+            keys, values = self._layer(layer, prefix.keys[layer], prefix.values[layer])
+            keys[slot, :, : prefix.length] = prefix.keys[layer]
+            values[slot, :, : prefix.length] = prefix.values[layer]
+
+    def write(
+        self, layer: int, slots: torch.Tensor, places: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Store keys and values of shape (key heads, tokens, width); return the layer's whole storage."""
+        kept = self._layer(layer, keys, values)
+        for storage, new in zip(kept, (keys, values), strict=True):
+            storage[slots, :, places] = new.transpose(0, 1).to(storage.dtype)
+        return kept
+
+    def _layer(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if layer not in self.keys:
+            for part, new in ((self.keys, keys), (self.values, values)):
+                part[layer] = torch.zeros(
+                    (self.count, new.shape[0], self.capacity, new.shape[2]),
+                    dtype=storage_dtype(new.dtype, new.device),
+                    device=new.device,
+                )
+        return self.keys[layer], self.values[layer]
+
+
+@dataclass(frozen=True)
+class Feed:
+    """What one branch puts into a pass: `count` tokens behind the `length` that its slot holds.
+
+    `seen` tokens of `prefix` come before them (none without a prefix).
+    """
+
+    slot: int
+    length: int
+    count: int
+    prefix: Prefix | None = None
+    seen: int = 0
+
+
+def storage_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """Return the precision in which branches' own keys are kept: on CPU the one they are multiplied in."""
+    return torch.float32 if device.type == "cpu" and dtype.itemsize < 4 else dtype
