@@ -47,7 +47,7 @@ def choose_positions(
     seed: int,
     positions: float | None = None,
     token_budget: int | None = None,
-    before: Mapping[str, float],
+    before: Mapping[str, float] | None = None,
 ) -> list[list[int]]:
     """Return the positions to ask about in each response of a group.
 
@@ -58,6 +58,7 @@ def choose_positions(
     share = 1.0
     if token_budget is not None:
         rest = sum(expected_tokens(length, range(length), alternatives) for length in lengths[part.start :])
+        before = before or {}
         emitted, expected = before.get("tokens_emitted", 0), before.get("tokens_expected", 0)
         off = emitted / expected if expected else 1.0
         share = max(0.0, token_budget - emitted) / (rest * off) if rest else 0.0

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,6 +25,7 @@ from cruxtune.recipe import plan, read_recipe, split_file
 from cruxtune.settings import (
     AnnotateSettings,
     CompareSettings,
+    EstimateSettings,
     EvaluateSettings,
     RespondSettings,
     S,
@@ -132,11 +135,13 @@ def _share(part: float, whole: float) -> str:
 
 def _cost(manifest: Mapping[str, Any]) -> dict[str, str]:
     done = manifest["accounting"]
-    fallback = manifest["shares"]["fallback_share"]
+    fallback, accepted = manifest["shares"]["fallback_share"], manifest["shares"]["drafts_accepted"]
     return {
         "verdicts by the fallback": "-" if fallback is None else f"{100 * fallback:.1f} %",
         "tokens": f"{done['tokens_emitted']:,.0f} emitted, {done['tokens_computed']:,.0f} put through the model",
-        "time": duration(done["seconds"]),
+        **({"drafts": f"{100 * accepted:.0f} % of {done['tokens_drafted']:,.0f} tokens right"} if accepted else {}),
+        "passes": f"{done['model_calls']:,.0f}",
+        "time": f"{duration(done['seconds'])} ({done['tokens_emitted'] / max(done['seconds'], 1e-9):,.0f} tokens/s)",
     }
 
 
@@ -151,8 +156,9 @@ def _show_annotate(settings: AnnotateSettings, manifest: dict[str, Any]) -> None
     done = manifest["accounting"]
     rows = {
         "responses": f"{done['responses']:.0f}",
-        "critical tokens": _share(done["critical_tokens"], done["response_tokens"]),
-        "rollouts made": _share(done["rollouts_made"], done["rollouts_wanted"]),
+        "critical tokens": _share(done["critical_tokens"], done["known_tokens"]),
+        "rollouts made": _share(done["rollouts_made"], done["rollouts_wanted"])
+        + f", {done['rollouts_skipped']:,.0f} not needed",
         "ended in a loop / at the limit": f"{done['rollouts_looped']:.0f} / {done['rollouts_truncated']:.0f}",
     }
     _table("annotate", {**rows, **_cost(manifest)})
@@ -200,6 +206,28 @@ def _annotate() -> Callable[[AnnotateSettings], dict[str, Any]]:
     return annotate
 
 
+def _estimate(given: dict[str, Any], dry_run: bool) -> None:
+    settings = build(EstimateSettings, given)
+    if dry_run:
+        _print_plan([("estimate", settings)])
+        return
+    from cruxtune.stages.estimate import estimate
+
+    found = estimate(settings)
+    _table(
+        "estimate",
+        {
+            "responses, positions": f"{found.responses:,}, {found.positions:,}",
+            "rollouts": _share(found.rollouts, found.rollouts_wanted),
+            "tokens": f"{found.tokens:,} ({found.tokens_low:,} to {found.tokens_high:,})",
+            "speed": f"{found.tokens_per_second:,.0f} tokens/s",
+            "time": f"{duration(found.seconds)} ({duration(found.seconds_low)} to {duration(found.seconds_high)})",
+            "tried for": duration(found.trial_seconds),
+        },
+    )
+    typer.echo(json.dumps(asdict(found)))
+
+
 def _train() -> Callable[[TrainSettings], dict[str, Any]]:
     from cruxtune.stages.train import train
 
@@ -238,6 +266,13 @@ _stage(
     "Example:\n\n"
     "    cruxtune annotate --responses runs/first/responses --output runs/first/annotations",
 )
+app.command(
+    "estimate",
+    help="What stage 2 will cost on this machine: rollouts, tokens and time, from a trial of a minute or less. Takes "
+    "the options of annotate, and writes nothing.\n\n"
+    "Example:\n\n"
+    "    cruxtune estimate --responses runs/first/responses --positions 0.25",
+)(with_options(EstimateSettings, _estimate))
 _stage(
     "train",
     TrainSettings,

@@ -176,14 +176,9 @@ class RespondSettings(Settings):
     )
 
 
-class AnnotateSettings(Settings):
-    """Stage 2: which tokens of the correct responses are critical."""
+class CounterfactualSettings(Settings):
+    """Which counterfactuals are asked, and with what."""
 
-    responses: Path = Field(description="Output of `cruxtune respond`; its verifier, token limit and model are used.")
-    output: OutputSettings
-    model: ModelSettings | None = Field(
-        None, description="Annotate with another model than the one that responded; its tokenizer must be the same."
-    )
     alternatives: int = Field(2, gt=0, description="Alternatives per position, k; the paper uses 2.")
     every_alternative: bool = Field(
         False, description="Roll out every alternative, also where an earlier one settled the position."
@@ -197,10 +192,29 @@ class AnnotateSettings(Settings):
     token_budget: int | None = Field(
         None, gt=0, description="Ask about as many positions as rollouts of about this many tokens in all allow."
     )
+    model: ModelSettings | None = Field(
+        None, description="Annotate with another model than the one that responded; its tokenizer must be the same."
+    )
     engine: EngineSettings = EngineSettings()
     group_size: int = Field(
         16, gt=0, description="Most responses whose counterfactuals are one continuous batch and saved at once."
     )
+
+
+class AnnotateSettings(CounterfactualSettings):
+    """Stage 2: which tokens of the correct responses are critical."""
+
+    responses: Path = Field(description="Output of `cruxtune respond`; its verifier, token limit and model are used.")
+    output: OutputSettings
+
+
+class EstimateSettings(CounterfactualSettings):
+    """What stage 2 will cost on this machine, before it is run."""
+
+    responses: Path = Field(description="Output of `cruxtune respond`.")
+    trial_seconds: float = Field(45.0, gt=0, description="About how long to try, in seconds.")
+    seed: int = Field(0, ge=0, description="Seed of the sample that is tried.")
+    limit: int | None = Field(None, gt=0, description="Count only the first N correct responses.")
 
 
 class LoraSettings(Settings):

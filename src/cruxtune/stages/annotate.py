@@ -5,6 +5,7 @@ Beside the annotations, every rollout made is kept, so that other selections nee
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -49,6 +50,8 @@ def annotate(settings: AnnotateSettings, *, policy: Policy | None = None) -> dic
             )
         return loaded
 
+    settled = Counter[str]()
+
     with open_verifier(past.verifier) as verifier:
 
         def work(policy: Policy, part: range, meter: Meter, progress: Progress) -> Mapping[str, Rows]:
@@ -62,7 +65,12 @@ def annotate(settings: AnnotateSettings, *, policy: Policy | None = None) -> dic
                 token_budget=settings.token_budget,
                 before=meter.before,
             )
-            return _annotate_group(group, asked, policy, verifier, settings, decoding, limit, meter, progress)
+            rows = _annotate_group(group, asked, policy, verifier, settings, decoding, limit, meter, progress)
+            settled.update(steps=steps(part), made=len(rows["rollouts"]))
+            return rows
+
+        def steps(part: range) -> int:
+            return sum(lengths[index] for index in part) * settings.alternatives
 
         return run_groups(
             stage="annotate",
@@ -78,10 +86,11 @@ def annotate(settings: AnnotateSettings, *, policy: Policy | None = None) -> dic
             ),
             tables={"data": ANNOTATION_SCHEMA, "rollouts": ROLLOUT_SCHEMA},
             groups=groups_by_work(lengths, settings.alternatives, most=settings.group_size),
-            steps=lambda part: sum(lengths[index] for index in part) * settings.alternatives,
+            steps=steps,
             unit="rollouts",
             load=load,
             work=work,
+            saved=lambda: settled["steps"] - settled["made"],
         )
 
 
