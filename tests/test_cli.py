@@ -146,7 +146,9 @@ def test_dry_run_shows_what_would_be_used(tmp_path: Path) -> None:
     )
     settings = yaml.safe_load(result.stdout)
     assert (settings["samples"], settings["temperature"]) == (3, 1.0)
-    assert settings["decoding"] == {"max_new_tokens": 512, "loop_stop": False, "batch_size": 64}
+    assert settings["decoding"] == {"max_new_tokens": 512, "loop_stop": False}
+    # What is measured by default is not shown.
+    assert not settings["engine"]
     assert settings["output"]["output"] == "out"
 
 
@@ -196,8 +198,8 @@ def test_ctrl_c_loses_at_most_a_group_and_the_same_command_resumes(
     problems = [json.dumps({"id": f"p{n}", "question": f"{n} + {n}?", "answer": str(2 * n)}) for n in range(100)]
     (tmp_path / "p.jsonl").write_text("\n".join(problems))
     command = shlex.split(
-        f"respond --model {model} --dtype float64 --device cpu --problems p.jsonl --output out --batch-size 1 "
-        "--max-new-tokens 60"
+        f"respond --model {model} --dtype float64 --device cpu --problems p.jsonl --output out --group-size 1 "
+        "--batch-size 1 --draft-length 0 --max-new-tokens 20"
     )
     first = tmp_path / "out" / "data" / "part-00000.parquet"
     process = subprocess.Popen(

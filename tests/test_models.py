@@ -23,7 +23,7 @@ from cruxtune.models import (
     pick_device,
     quiet_libraries,
 )
-from cruxtune.settings import ModelSettings, PromptSettings
+from cruxtune.settings import EngineSettings, ModelSettings, PromptSettings
 
 Checkpoints = Callable[..., Path]
 
@@ -255,7 +255,7 @@ def test_auto_is_bfloat16_where_the_hardware_has_it(
 
 def test_facts_of_a_policy_say_what_it_is(checkpoint: Path) -> None:
     """Architecture, precision, parameters, context, ends of a sequence and tokenizer go to the manifest, as JSON."""
-    policy = load_policy(settings(checkpoint), PromptSettings(), batch_size=4)
+    policy = load_policy(settings(checkpoint), PromptSettings(), EngineSettings(batch_size=4, draft_length=2))
     facts = policy.facts
     assert json.loads(json.dumps(facts)) == facts
     assert (facts["architecture"], facts["dtype"], facts["context_length"]) == ("LlamaForCausalLM", "float64", 256)

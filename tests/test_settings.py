@@ -343,9 +343,9 @@ def test_a_recipe_lists_everything_that_is_wrong_by_dotted_key(tmp_path: Path) -
 
 def test_overrides_replace_values_of_a_recipe(tmp_path: Path) -> None:
     """An override changes its own value alone, and can add a section; a misspelt one gets a hint too."""
-    path = recipe_file(tmp_path, decoding={"max_new_tokens": 5, "batch_size": 3})
-    recipe = read_recipe(path, nested_values(["decoding.batch_size=7", "seed=4", "evaluate.samples=2"]))
-    assert (recipe.decoding.max_new_tokens, recipe.decoding.batch_size, recipe.seed) == (5, 7, 4)
+    path = recipe_file(tmp_path, engine={"draft_length": 5, "batch_size": 3})
+    recipe = read_recipe(path, nested_values(["engine.batch_size=7", "seed=4", "evaluate.samples=2"]))
+    assert (recipe.engine.draft_length, recipe.engine.batch_size, recipe.seed) == (5, 7, 4)
     assert recipe.evaluate == {"samples": 2}
     with pytest.raises(ConfigError, match="did you mean seed instead of sede"):
         read_recipe(path, nested_values(["sede=4"]))

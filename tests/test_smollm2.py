@@ -11,7 +11,7 @@ import pytest
 from cruxtune.engines.base import Decoding
 from cruxtune.models import Policy, load_policy
 from cruxtune.records import Annotation, Problem
-from cruxtune.settings import AnnotateSettings, ModelSettings, PromptSettings, RespondSettings, build
+from cruxtune.settings import AnnotateSettings, EngineSettings, ModelSettings, PromptSettings, RespondSettings, build
 from cruxtune.store import read_rows
 
 pytestmark = [
@@ -24,7 +24,7 @@ pytestmark = [
 def policy() -> Policy:
     """The embedded model in float32, asked through the plain template."""
     model = ModelSettings(model="embedded", dtype="float32")
-    return load_policy(model, PromptSettings(template="plain"), batch_size=32)
+    return load_policy(model, PromptSettings(template="plain"), EngineSettings(batch_size=32, draft_length=4))
 
 
 def greedy_by_generate(policy: Policy, prompt: list[int], limit: int) -> list[int]:
@@ -32,7 +32,7 @@ def greedy_by_generate(policy: Policy, prompt: list[int], limit: int) -> list[in
     import torch
     from transformers import GenerationConfig
 
-    model: Any = policy.engine._model  # type: ignore[attr-defined]
+    model: Any = policy.engine._plain._model  # type: ignore[attr-defined]
     config = GenerationConfig(
         do_sample=False, max_new_tokens=limit, eos_token_id=sorted(policy.engine.eos_ids), pad_token_id=0
     )

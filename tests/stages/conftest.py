@@ -54,5 +54,6 @@ def world(tmp_path: Path, tiny_checkpoint: Callable[..., Path], monkeypatch: pyt
         "verifier": "judge_even:judge",
         "max_new_tokens": 24,
         "batch_size": 8,
+        "draft_length": 4,
     }
     return World(tmp_path, model, problems, leaves)

@@ -6,10 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from cruxtune.criticality import Inquiry
 from cruxtune.errors import ConfigError, DataError
 from cruxtune.records import Annotation, Response
 from cruxtune.settings import AnnotateSettings, RespondSettings
@@ -29,10 +26,14 @@ def annotated(world: Any, responses: Path, name: str = "annotations", **leaves: 
     """The output of `annotate` on these responses, and its manifest."""
     from cruxtune.stages.annotate import annotate
 
-    output = world.root / name
-    leaves = {"group_size": 3, **leaves}
-    settings = AnnotateSettings.model_validate({"responses": responses, "output": {"output": output}, **leaves})
-    return output, annotate(settings)
+    leaves = {
+        "output": {"output": world.root / name},
+        "group_size": 3,
+        "engine": {"batch_size": 8, "draft_length": 4},
+        **leaves,
+    }
+    settings = AnnotateSettings.model_validate({"responses": responses, **leaves})
+    return settings.output.output, annotate(settings)
 
 
 def brute_force(model: Any, response: Response, k: int, limit: int, correct: Callable[[list[int]], bool]) -> Any:
@@ -174,17 +175,61 @@ def test_tokens_of_the_same_tokenizer_may_be_judged_by_another_model(
     assert mine != theirs
 
 
-@given(st.lists(st.lists(st.booleans(), min_size=3, max_size=3), max_size=12), st.booleans())
-def test_inquiry_asks_no_more_than_decides(truth: list[list[bool]], every: bool) -> None:
-    """Whatever the verdicts: the mask is the definition's, and nothing is asked after a first correct alternative."""
-    inquiry = Inquiry(len(truth), 3, every=every)
-    asked: set[tuple[int, int]] = set()
-    while wanted := inquiry.wanted():
-        assert not asked & set(wanted)
-        asked |= set(wanted)
-        for position, rank in wanted:
-            inquiry.record(position, rank, correct=truth[position][rank])
-    assert inquiry.critical() == [not any(row) for row in truth]
-    for position, row in enumerate(truth):
-        needed = 3 if every or True not in row else row.index(True) + 1
-        assert {rank for place, rank in asked if place == position} == set(range(needed))
+def test_positions_that_were_not_asked_about_are_unknown(world: Any) -> None:
+    """A sample of positions: the same labels there, nothing elsewhere, and a larger sample contains a smaller one."""
+    responses = responded(world)
+    whole, _ = annotated(world, responses)
+    labels = [row["critical"] for row in read_rows(whole)]
+    known: list[list[set[int]]] = []
+    for count in (2, 5, 0.5):
+        output, manifest = annotated(world, responses, f"sample-{count}", positions=count)
+        sampled = [Annotation.from_row(row) for row in read_rows(output)]
+        known.append([])
+        for annotation, full in zip(sampled, labels, strict=True):
+            here = {place for place, label in enumerate(annotation.critical) if label is not None}
+            known[-1].append(here)
+            assert len(here) == min(len(full), max(1, round(count * len(full) if count < 1 else count)))
+            assert all(annotation.critical[place] == full[place] for place in here)
+            assert all(
+                verdicts == [None, None] if place not in here else verdicts[0] is not None
+                for place, verdicts in enumerate(annotation.alternative_correct)
+            )
+            assert len(annotation.alternatives) == len(annotation.entropies) == len(full)
+        accounting = manifest["accounting"]
+        assert accounting["known_tokens"] == sum(map(len, known[-1]))
+        assert accounting["response_tokens"] == sum(map(len, labels))
+        assert accounting["rollouts_wanted"] == 2 * accounting["known_tokens"]
+        assert accounting["rollouts_made"] == len(list(read_rows(output, "rollouts")))
+    assert all(few <= many for few, many in zip(known[0], known[1], strict=True))
+
+
+def test_a_token_budget_bounds_the_rollouts(world: Any) -> None:
+    """About as many tokens are rolled out as a budget allows, over all responses; a generous one changes nothing."""
+    responses = responded(world)
+    whole, manifest = annotated(world, responses)
+    generous, _ = annotated(world, responses, "generous", token_budget=10**9)
+    assert list(read_rows(generous)) == list(read_rows(whole))
+    emitted = manifest["accounting"]["tokens_emitted"]
+    output, small = annotated(world, responses, "small", token_budget=emitted // 3)
+    assert 0.5 < small["accounting"]["tokens_emitted"] / (emitted / 3) < 1.5
+    assert 0 < small["accounting"]["known_tokens"] < manifest["accounting"]["known_tokens"]
+    assert sum(None not in row["critical"] for row in read_rows(output)) < len(list(read_rows(whole))) / 2
+
+
+def test_settings_of_the_engine_change_no_label(world: Any) -> None:
+    """Batches, drafts and groups of any size: the same annotations (in float64) and the same rollouts."""
+    responses = responded(world)
+    first, manifest = annotated(world, responses, output={"output": world.root / "first", "limit": 4})
+    expected = [list(read_rows(first, table)) for table in ("data", "rollouts")]
+    assert manifest["accounting"]["tokens_accepted"] > 0
+    for number, (batch, draft, group) in enumerate(((2, 0, 1), (3, 9, 3), (200, 1, 50))):
+        output, other = annotated(
+            world,
+            responses,
+            output={"output": world.root / f"other-{number}", "limit": 4},
+            engine={"batch_size": batch, "draft_length": draft},
+            group_size=group,
+        )
+        assert [list(read_rows(output, table)) for table in ("data", "rollouts")] == expected
+        assert other["accounting"]["tokens_emitted"] == manifest["accounting"]["tokens_emitted"]
+        assert (other["accounting"]["tokens_accepted"] > 0) == (draft > 0)

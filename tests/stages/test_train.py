@@ -22,7 +22,7 @@ def annotations(world: Any) -> Path:
 
     respond(world.settings(RespondSettings, output=world.root / "responses"))
     output = world.root / "annotations"
-    annotate(AnnotateSettings.model_validate({"responses": world.root / "responses", "output": {"output": output}}))
+    annotate(world.settings(AnnotateSettings, responses=world.root / "responses", output=output))
     return output
 
 
