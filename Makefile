@@ -3,6 +3,7 @@
 #   make PYTHON=python3.12 setup       another Python than python3.11
 #   make test PYTEST_ARGS="-k masks"   arguments for pytest
 #   make demo DEMO_ARGS="--seed 1"     arguments for cruxtune demo
+#   make bench BENCH_ARGS="--parts speed"  arguments for benchmarks/annotate.py
 
 BIN := .venv/bin
 
@@ -10,7 +11,7 @@ BIN := .venv/bin
 export PYTHONUTF8 := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check test demo clean
+.PHONY: help setup check test demo bench clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-7s %s\n", $$1, $$2 }' Makefile
@@ -30,6 +31,9 @@ test: check  ## The checks, then all tests
 
 demo: setup  ## The whole loop on a small model, without a GPU; its report lands in demo/
 	$(BIN)/cruxtune demo $(DEMO_ARGS)
+
+bench: setup  ## The benchmarks in their quick form; what they measure lands in benchmarks/results/
+	$(BIN)/python benchmarks/annotate.py --quick --json benchmarks/results/annotate.json $(BENCH_ARGS)
 
 clean:  ## Remove .venv and the caches; runs/ and demo/ stay
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist

@@ -1,0 +1,230 @@
+"""The rows of the speed table: one after another in one process tree, so that they meet the same machine."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from statistics import mean, median
+from typing import Any
+
+from case import ALTERNATIVES, DECODING, TOKEN_LIMIT, Ask, Case
+from decoders import Decoder, Outcome, WholePrompts, annotate_with, batched, completing, continuous
+from limits import prefill_rate
+from vllm_client import Vllm
+
+from cruxtune.accounting import Meter
+from cruxtune.counterfactuals import Counterfactuals
+from cruxtune.engines.plain import PlainEngine
+from cruxtune.engines.transformers import TransformersEngine
+from cruxtune.models import Policy
+
+Labels = dict[tuple[int, int], bool | None]
+
+_BATCH_SIZES = (32, 64, 128)
+_BATCH_SIZE = 64
+_COUNTS = ("tokens_emitted", "tokens_computed", "tokens_drafted", "tokens_accepted", "model_calls")
+_GIVEN = "alternatives given"
+"""Said of methods that need not find the alternatives themselves, which costs the others a pass a response."""
+
+
+class Speed:
+    """The first `count` responses of a case, annotated by one method after the other.
+
+    `reference` and `spent` are the outcome and the seconds of one-by-one decoding on the sampled positions.
+    """
+
+    def __init__(
+        self, case: Case, count: int, reference: Outcome, spent: dict[Ask, float], say: Callable[[str], None]
+    ) -> None:
+        self.rows: dict[str, dict[str, Any]] = {}
+        self.limits: list[float] = []
+        """Seconds, one beside each repetition of f."""
+        self.prefill: dict[str, float] = {}
+        self.needed: Counter[int] = Counter()
+        """Rollouts that f made, by response."""
+        self._case = case
+        self._places = list(range(count))
+        self._everywhere = [list(range(len(response.response_ids))) for response in case.responses[:count]]
+        self._reference = {key: label for key, label in reference.labels.items() if key[0] < count}
+        self._spent = {ask: seconds for ask, seconds in spent.items() if ask.place < count}
+        self._say = say
+        self._engine = TransformersEngine(case.model, eos_ids=case.eos_ids, context_length=case.context_length)
+        # The calibration is not annotation; like start-up, it counts for nobody.
+        self.plan = self._engine.tune()
+        self._ours = case.model.config._attn_implementation
+        self._plain = PlainEngine(
+            case.model, eos_ids=case.eos_ids, context_length=case.context_length, batch_size=_BATCH_SIZE
+        )
+
+    def measure(self, repeats: int, *, quick: bool, vllm: Vllm | None, why_no_vllm: str | None) -> None:
+        """Fill the rows."""
+        self._warm_up(vllm)
+        size = _BATCH_SIZE if quick else self._fastest_batch()
+        for _ in range(repeats):
+            self._limit_and_f()
+            self._with_vllm(vllm, why_no_vllm)
+            with self._attention("sdpa"):
+                self._stage("c", "the first engine", self._plain, note=f"batches of {_BATCH_SIZE}")
+                self._other("b", "generate, left-padded batches", batched(self._case, size), f"batches of {size}")
+        self._sequential()
+        self._transformers_own(quick=quick)
+        self._stage("f-drafts", "f without drafts", self._undrafted())
+        self._stage(
+            "f-prefix",
+            "f without shared prefix",
+            WholePrompts(self._engine),
+            note="whole prompts; nor have these drafts",
+        )
+        self._stage("f-skipping", "f without skipping", self._engine, every=True, note="both alternatives everywhere")
+
+    def ratio(self, row: str) -> float | None:
+        """Return how many times as long a row took as f, the median over the pairs of repetitions; None if not run."""
+        times, ours = self.rows[row]["seconds"], self.rows["f"]["seconds"]
+        if not times:
+            return None
+        if len(times) != len(ours):
+            return median(times) / median(ours)
+        return median(theirs / mine for theirs, mine in zip(times, ours, strict=True))
+
+    def share_of_limit(self) -> float:
+        """Return the limit's seconds ÷ f's, the median over repetitions."""
+        return median(limit / mine for limit, mine in zip(self.limits, self.rows["f"]["seconds"], strict=True))
+
+    @contextmanager
+    def _attention(self, name: str) -> Iterator[None]:
+        """Give the model to another method than ours, with the attention that it would have there."""
+        self._case.model.set_attn_implementation(name)
+        try:
+            yield
+        finally:
+            self._case.model.set_attn_implementation(self._ours)
+
+    def _warm_up(self, vllm: Vllm | None) -> None:
+        """First passes are slow everywhere; nobody's are counted."""
+        last = self._everywhere[0][-2:]
+        self._annotate([0], [last], self._engine)
+        with self._attention("sdpa"):
+            self._annotate([0], [last], self._plain)
+        if vllm is not None:
+            with vllm.awake():
+                annotate_with(self._case, [0], [last], completing(self._case, vllm.complete))
+
+    def _fastest_batch(self) -> int:
+        with self._attention("sdpa"):
+            tried = {
+                size: annotate_with(self._case, [0], self._everywhere[:1], batched(self._case, size)).seconds
+                for size in _BATCH_SIZES
+            }
+        best = min(tried, key=lambda size: tried[size])
+        self._say(f"b: batches of {best} are fastest ({', '.join(f'{n}: {t:.1f} s' for n, t in tried.items())})")
+        return best
+
+    def _limit_and_f(self) -> None:
+        with self._attention("sdpa"):
+            self.prefill = prefill_rate(self._case.model)
+        self.needed = self._stage("f", "this engine", self._engine)
+        self.limits.append(self.rows["f"]["tokens_emitted"] / max(self.prefill.values()))
+
+    def _with_vllm(self, vllm: Vllm | None, why_not: str | None) -> None:
+        name = "vLLM for CPU, prefix cache"
+        if vllm is None:
+            self.rows["e"] = _not_run(name, why_not or "")
+            return
+        with vllm.awake():
+            vllm.begin()
+            self._other("e", name, completing(self._case, vllm.complete), "same skipping")
+        self.rows["e"]["prefix_cache_hit_rate"] = vllm.hits / max(1, vllm.queries)
+
+    def _sequential(self) -> None:
+        """Add row a: all rollouts needed, each as long as the mean of its response's sampled first ones."""
+        first: dict[int, list[float]] = {place: [] for place in self._places}
+        for ask, seconds in self._spent.items():
+            if ask.rank == 0:
+                first[ask.place].append(seconds)
+        total = sum(rollouts * mean(first[place]) for place, rollouts in self.needed.items())
+        sampled = sum(map(len, first.values()))
+        note = f"extrapolated from {sampled} sampled first alternatives"
+        self._add("a", "generate, one by one", total, 1.0, rollouts=self.needed.total(), note=note)
+
+    def _transformers_own(self, *, quick: bool) -> None:
+        """Add row d: all rollouts of one response, extrapolated to the others by their number."""
+        name = "generate_batch, continuous batching"
+        if quick:
+            self.rows["d"] = _not_run(name, "left out of --quick: a minute or more a response")
+            return
+        try:
+            with self._attention("sdpa"):
+                outcome = annotate_with(self._case, [0], self._everywhere[:1], continuous(self._case))
+        except Exception as error:  # whatever it is, it is the reason why it does not run here
+            self.rows["d"] = _not_run(name, f"does not run here: {type(error).__name__}: {error}")
+            return
+        total = self.needed.total()
+        note = f"extrapolated from {len(outcome.rollouts)} rollouts of one response; {_GIVEN}"
+        seconds = outcome.seconds * total / len(outcome.rollouts)
+        self._add("d", name, seconds, self._agreement(outcome.labels), rollouts=total, note=note)
+
+    def _undrafted(self) -> TransformersEngine:
+        case = self._case
+        size = int(self.plan["branches"]) if self.plan else None
+        engine = TransformersEngine(
+            case.model, eos_ids=case.eos_ids, context_length=case.context_length, batch_size=size, draft_length=0
+        )
+        engine.tune()
+        return engine
+
+    def _stage(self, row: str, name: str, engine: Any, *, every: bool = False, note: str = "") -> Counter[int]:
+        """Add a row of an engine behind our stage; return the rollouts of each response."""
+        seconds, used, labels, rollouts = self._annotate(self._places, self._everywhere, engine, every=every)
+        counts = {count: used[count] for count in _COUNTS}
+        self._add(row, name, seconds, self._agreement(labels), rollouts=rollouts.total(), note=note, **counts)
+        return rollouts
+
+    def _other(self, row: str, name: str, decode: Decoder, note: str) -> None:
+        """Add a row of another decoder."""
+        outcome = annotate_with(self._case, self._places, self._everywhere, decode)
+        # Of a rollout, neither the beginning that it shares nor the alternative was emitted.
+        emitted = sum(len(ids) - position - 1 for (_, position, _), ids in outcome.rollouts.items())
+        self._add(
+            row,
+            name,
+            outcome.seconds,
+            self._agreement(outcome.labels),
+            rollouts=len(outcome.rollouts),
+            tokens_emitted=emitted,
+            note=f"{note}; {_GIVEN}",
+        )
+
+    def _add(self, row: str, name: str, seconds: float, agreement: float, **facts: Any) -> None:
+        kept = self.rows.setdefault(row, {"name": name, "seconds": []})
+        kept["seconds"].append(seconds)
+        kept.update(label_agreement=agreement, **facts)
+        self._say(f"{row}: {name}: {seconds:.1f} s")
+
+    def _agreement(self, labels: Labels) -> float:
+        known = {key: label for key, label in self._reference.items() if key in labels}
+        return mean(labels[key] == label for key, label in known.items())
+
+    def _annotate(
+        self, places: list[int], positions: list[list[int]], engine: Any, *, every: bool = False
+    ) -> tuple[float, dict[str, float], Labels, Counter[int]]:
+        """Annotate as `cruxtune annotate` does; return seconds, counts, labels, and the rollouts of each response."""
+        group = [self._case.responses[place] for place in places]
+        policy = Policy(engine, self._case.renderer, {})
+        meter = Meter(engine)
+        started = time.perf_counter()
+        work = Counterfactuals(group, positions, alternatives=ALTERNATIVES, every=every)
+        work.run(policy, self._case.verifier, DECODING, TOKEN_LIMIT, progress=lambda _: None)
+        seconds = time.perf_counter() - started
+        labels = {
+            (place, position): label
+            for place, annotation in zip(places, work.annotations(), strict=True)
+            for position, label in enumerate(annotation.critical)
+        }
+        place_of = {response.problem.id: place for place, response in zip(places, group, strict=True)}
+        return seconds, meter.read(), labels, Counter(place_of[rollout.id] for rollout in work.rollouts)
+
+
+def _not_run(name: str, why: str) -> dict[str, Any]:
+    return {"name": name, "seconds": None, "note": why}
