@@ -360,6 +360,21 @@ def build(kind: type[S], leaves: Mapping[str, Any], where: str | None = None) ->
         raise explain(error, where) from error
 
 
+def recorded(kind: type[S], values: Any, where: Path) -> S:
+    """Return the settings that a manifest recorded.
+
+    Raises:
+        ConfigError: they are those of another version.
+    """
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(
+            f"{where} was made by a version of cruxtune with other settings ({explain(error, 'settings')}); "
+            "run its stage again with --overwrite"
+        ) from error
+
+
 def flag(name: str) -> str:
     """Return the flag of a leaf field.
 

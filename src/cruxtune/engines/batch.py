@@ -19,6 +19,7 @@ from cruxtune.engines import logits as choices
 from cruxtune.engines.base import Decoding, Generation
 from cruxtune.engines.cache import Feed, Prefix, Slots
 from cruxtune.engines.drafts import Acceptance, Draft, Sources, allot
+from cruxtune.engines.memory import give_back
 from cruxtune.engines.passes import Passes
 from cruxtune.engines.plan import Plan
 from cruxtune.errors import ModelError
@@ -277,10 +278,14 @@ class Batch:
         elif capacity > self._slots.capacity or self._slots.count < len(self._active):
             count = min(self._most, fitting) if capacity > self._slots.capacity else self._most
             self._slots.resize(max(count, len(self._active)), capacity)
+            give_back(self._passes.device)
 
     def _fitting(self, capacity: int) -> int:
         """Return how many slots of a capacity the memory holds beside the contexts."""
-        return max(0, self._memory - self._held_by_contexts()) // (capacity * self._passes.bytes_per_token)
+        left = max(0, self._memory - self._held_by_contexts())
+        # While slots are made longer, the keys or the values of one layer are there twice.
+        parts = 2 * self._passes.layers
+        return left * parts // ((parts + 1) * capacity * self._passes.bytes_per_token)
 
     def _held_by_contexts(self) -> int:
         return sum(context.prefix.nbytes() for context in self._contexts if context.prefix is not None)
@@ -298,8 +303,7 @@ class Batch:
             branch = self._active.pop()
             branch.length = 0
             self._enqueue(branch)
-        if error is not None and torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        give_back(self._passes.device)
 
     def _prefill(self, contexts: list[Context]) -> None:
         unread = list(dict.fromkeys(context for context in contexts if context.prefix is None and context.ids))

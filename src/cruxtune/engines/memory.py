@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,10 @@ from cruxtune.errors import ModelError
 GIB = 1 << 30
 _MARGIN = 0.8
 """Share of the free memory that is taken where no limit is given."""
+_SLACK = 0.8
+"""Share of what a limit leaves that is taken: allocators hold a little more than they are asked for."""
+_LIBRARIES = 32 << 20
+"""What libraries take besides, when they are first used."""
 
 
 def budget(device: Any, limit: float | None) -> int:
@@ -32,7 +38,17 @@ def budget(device: Any, limit: float | None) -> int:
             f"--memory-limit {limit:g} GiB, but the model and the libraries hold {held / GIB:.2f} GiB already; "
             "give more, or take a smaller model or --dtype bfloat16"
         )
-    return min(int(limit * GIB) - held, free)
+    return min(int(_SLACK * (limit * GIB - held)) - _LIBRARIES, free)
+
+
+def give_back(device: Any) -> None:
+    """Hand memory that was freed back to the system, which allocators put off."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.empty_cache()
+    # glibc keeps freed blocks of up to 32 MiB in its heap; elsewhere there is no such function, and no need.
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def held_bytes(device: Any) -> int:

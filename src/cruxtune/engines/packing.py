@@ -31,7 +31,9 @@ _HIDDEN = -1e30
 """Score of a key that may not be seen: finite, so that a row which sees nothing has a log-sum-exp, not NaN."""
 _HARMLESS = {"position_ids", "use_cache", "output_attentions", "is_causal", "output_hidden_states", "return_dict"}
 _CHUNK = 32
-"""Branches whose own keys are multiplied together: the longest of them decides how many columns."""
+"""Most branches whose own keys are multiplied together: the longest of them decides how many columns."""
+_AREA = 512
+"""Most rows of such a product, padding included: one branch that reads a lot at once is not a burden to all."""
 _PREFILL_CHUNK = 256
 """Queries of a prefill attended together where the scores have to be made by hand."""
 
@@ -195,26 +197,22 @@ class Pack:
         return plans
 
     def _plan_own(self, feeds: Sequence[Feed], device: Any) -> list[_Own]:
-        order = sorted(range(len(feeds)), key=lambda place: feeds[place].slot)
         firsts = [0]
         for feed in feeds:
             firsts.append(firsts[-1] + feed.count)
         plans = []
-        for start in range(0, len(order), _CHUNK):
-            part = [feeds[place] for place in order[start : start + _CHUNK]]
-            low, high = part[0].slot, part[-1].slot + 1
-            width = max(feed.count for feed in part)
-            tokens = [
-                firsts[place] + ahead for place in order[start : start + _CHUNK] for ahead in range(feeds[place].count)
-            ]
-            rows = [(feed.slot - low) * width + ahead for feed in part for ahead in range(feed.count)]
+        for part in _rectangles(sorted(range(len(feeds)), key=lambda place: feeds[place].slot), feeds):
+            low, high = feeds[part[0]].slot, feeds[part[-1]].slot + 1
+            width = max(feeds[place].count for place in part)
             lengths = torch.zeros(high - low, dtype=torch.long)
-            lengths[[feed.slot - low for feed in part]] = torch.tensor([feed.length for feed in part])
+            lengths[[feeds[place].slot - low for place in part]] = torch.tensor([feeds[place].length for place in part])
+            tokens = [firsts[place] + ahead for place in part for ahead in range(feeds[place].count)]
+            rows = [(feeds[place].slot - low) * width + ahead for place in part for ahead in range(feeds[place].count)]
             plans.append(
                 _Own(
                     slots=slice(low, high),
                     width=width,
-                    span=max(feed.length + feed.count for feed in part),
+                    span=max(feeds[place].length + feeds[place].count for place in part),
                     tokens=torch.tensor(tokens, device=device),
                     rows=torch.tensor(rows, device=device),
                     lengths=lengths.to(device),
@@ -330,6 +328,21 @@ def packed_attention(
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     out = branch_pass.attend(layer, query[0], key[0], value[0], scaling, softcap, sliding_window)
     return out[None].to(query.dtype), None
+
+
+def _rectangles(order: Sequence[int], feeds: Sequence[Feed]) -> list[list[int]]:
+    """Return neighbouring feeds (their places, in the order of their slots) whose own keys are multiplied together."""
+    parts: list[list[int]] = []
+    width = 0
+    for place in order:
+        wider = max(width, feeds[place].count)
+        if parts and len(parts[-1]) < _CHUNK and (len(parts[-1]) + 1) * wider <= _AREA:
+            parts[-1].append(place)
+            width = wider
+        else:
+            parts.append([place])
+            width = feeds[place].count
+    return parts
 
 
 def windows_of(config: Any) -> list[int | None]:

@@ -30,7 +30,8 @@ class Passes:
     def __init__(self, model: Any, usage: Usage) -> None:
         self._model = model
         self._inner = inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-        self.usage = usage
+        # What the probe puts through the model is no work done.
+        self.usage = Usage()
         self.device = next(model.parameters()).device
         self.dtype = next(model.parameters()).dtype
         _gate(inner)
@@ -53,6 +54,7 @@ class Passes:
                 raise
             # Whatever a model's own code trips over, the plain path still serves it.
             raise Unservable(f"a packed pass fails in it ({type(error).__name__}: {error})") from error
+        self.usage = usage
 
     def prefill(self, contexts: Sequence[Sequence[int]], *, keep: Sequence[int] = ()) -> tuple[list[Prefix], Any]:
         """Read contexts; return their keys and values, and the logits at the tokens `keep` of the row (rows, vocab)."""

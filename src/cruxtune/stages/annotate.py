@@ -17,7 +17,7 @@ from cruxtune.errors import ConfigError
 from cruxtune.models import Policy, fingerprint, load_policy
 from cruxtune.records import ANNOTATION_SCHEMA, ROLLOUT_SCHEMA, Response
 from cruxtune.runner import greedy, open_verifier, run_groups
-from cruxtune.settings import AnnotateSettings, RespondSettings, identity_of
+from cruxtune.settings import AnnotateSettings, RespondSettings, identity_of, recorded
 from cruxtune.store import Rows, finished_manifest
 from cruxtune.verifiers import Verifier
 
@@ -33,7 +33,7 @@ def annotate(settings: AnnotateSettings, *, policy: Policy | None = None) -> dic
         StoreError: the responses are unfinished, or the output belongs to other settings.
     """
     manifest = finished_manifest(settings.responses, "respond", "--responses")
-    past = RespondSettings.model_validate(manifest["settings"])
+    past = recorded(RespondSettings, manifest["settings"], settings.responses)
     model = settings.model or past.model
     settings = settings.model_copy(update={"model": model})
     responses = correct_responses(settings.responses, settings.output.limit)

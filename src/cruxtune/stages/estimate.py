@@ -13,7 +13,7 @@ from cruxtune.criticality import sample_positions
 from cruxtune.models import Policy, load_policy
 from cruxtune.progress import bar
 from cruxtune.runner import greedy, open_verifier
-from cruxtune.settings import EstimateSettings, RespondSettings
+from cruxtune.settings import EstimateSettings, RespondSettings, recorded
 from cruxtune.store import finished_manifest
 
 _MOST_RESPONSES = 12
@@ -61,7 +61,7 @@ def estimate(settings: EstimateSettings, *, policy: Policy | None = None) -> Est
         StoreError: the responses are unfinished.
     """
     manifest = finished_manifest(settings.responses, "respond", "--responses")
-    past = RespondSettings.model_validate(manifest["settings"])
+    past = recorded(RespondSettings, manifest["settings"], settings.responses)
     responses = correct_responses(settings.responses, settings.limit)
     lengths = [len(response.response_ids) for response in responses]
     policy = policy or load_policy(settings.model or past.model, past.prompt, settings.engine)

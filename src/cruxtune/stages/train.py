@@ -22,7 +22,7 @@ from cruxtune.problems import fingerprint as problems_fingerprint
 from cruxtune.problems import load_problems
 from cruxtune.prompts import Renderer, tokenizer_hash
 from cruxtune.records import Annotation, Problem
-from cruxtune.settings import ModelSettings, TrainSettings, identity_of
+from cruxtune.settings import ModelSettings, TrainSettings, identity_of, recorded
 from cruxtune.store import Workspace, finished_manifest, read_rows, write_atomic
 from cruxtune.trainer import build_trainer, prepare_base, run_trainer, save_result, training_model_settings
 
@@ -108,7 +108,9 @@ class _Annotated:
         self._limit = settings.output.limit
         self._train_unknown = settings.unknown == "train"
         self._manifest = finished_manifest(settings.annotations, "annotate", "--annotations")
-        self.model = settings.model or ModelSettings.model_validate(self._manifest["settings"]["model"])
+        self.model = settings.model or recorded(
+            ModelSettings, self._manifest["settings"]["model"], settings.annotations
+        )
         self.identity = {"annotations": self._manifest["fingerprint"]}
         self.response_tokens = 0
 
