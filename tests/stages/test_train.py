@@ -283,3 +283,19 @@ def test_gold_trains_on_worked_solutions(world: Any, tmp_path: Path) -> None:
     problems.write_text(json.dumps({"id": "bare", "question": "2 + 2?", "answer": "4"}) + "\n")
     with pytest.raises(DataError, match=r"problem bare has no worked solution.*--field solution=COLUMN"):
         train(world.settings(TrainSettings, output=tmp_path / "out2", **leaves))
+
+
+def test_unknown_tokens_are_trained_as_the_recipe_says(world: Any, annotations: Path, tmp_path: Path) -> None:
+    """Tokens that annotation did not ask about carry no loss, or loss like critical ones, as --unknown says."""
+    from cruxtune.stages.annotate import annotate
+
+    some = world.root / "some"
+    annotate(world.settings(AnnotateSettings, responses=world.root / "responses", output=some, positions=4))
+    rows = [Annotation.from_row(row) for row in read_rows(some)]
+    usable = [row for row in rows if any(row.critical)]
+    assert usable
+    known = sum(sum(mask is True for mask in row.critical) for row in usable)
+    unknown = sum(sum(mask is None for mask in row.critical) for row in usable)
+    for choice, expected in (("leave-out", known), ("train", known + unknown)):
+        manifest = trained(some, tmp_path / choice, method="cft", epochs=1, unknown=choice)
+        assert manifest["facts"]["tokens_per_epoch"] == expected
