@@ -221,7 +221,7 @@ def test_what_is_fixed_is_not_measured(tiny_model: Callable[..., Any], monkeypat
 
 
 def test_drafts_are_longer_where_passes_cost_more_than_tokens() -> None:
-    """Where a pass costs the same however many tokens it has, drafts are long; where tokens cost all, there are none."""
+    """Where a pass costs the same whatever its tokens, drafts are long; where tokens cost all, there are none."""
     from cruxtune.engines.plan import _DRAFT_LENGTHS, _emitted_per_second, _fit
 
     gpu = Plan(branches=64, fixed=0.02, per_token=1e-6, per_branch=1e-6)

@@ -86,7 +86,7 @@ class Batch:
     def __init__(self, passes: Passes, plan: Plan, decoding: Decoding, eos_ids: frozenset[int], memory: int) -> None:
         self._passes = passes
         self._plan = plan
-        self._decoding = decoding
+        self.decoding = decoding
         self._eos_ids = eos_ids
         self._slots = Slots()
         self._active: list[Branch] = []
@@ -157,11 +157,11 @@ class Batch:
         return [self._remove(slot) for slot in reversed(range(len(self._active))) if self._active[slot].reason]
 
     def _choose(self, logits: Any, feeds: list[tuple[int, Feed]]) -> list[int]:
-        if self._decoding.temperature == 0:
+        if self.decoding.temperature == 0:
             return choices.greedy(logits)
         branches = [self._active[slot] for slot, _ in feeds]
         return choices.choose(
-            logits, self._decoding, [branch.seed for branch in branches], [len(branch.ids) for branch in branches]
+            logits, self.decoding, [branch.seed for branch in branches], [len(branch.ids) for branch in branches]
         )
 
     def _take(self, branch: Branch, draft: list[int], chosen: list[int], logits: Any, row: int) -> None:
@@ -172,7 +172,7 @@ class Batch:
         if branch.draft is not None:
             self._acceptance.record(branch.draft.how, branch.draft.streak, proposed=len(draft), accepted=right)
         taken = 0
-        loop = self._decoding.loop if self._decoding.temperature == 0 else None
+        loop = self.decoding.loop if self.decoding.temperature == 0 else None
         for token in chosen[: right + 1]:
             branch.ids.append(token)
             taken += 1
@@ -329,6 +329,7 @@ class Batch:
         branch.context.users -= 1
         if not branch.context.users and branch.context.sources is None:
             self.release(branch.context)
+            branch.context.prefix = None
         return branch
 
     def _enqueue(self, branch: Branch) -> None:

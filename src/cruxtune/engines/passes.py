@@ -11,6 +11,7 @@ import torch
 from cruxtune.engines.base import Usage
 from cruxtune.engines.cache import Feed, Prefix, Slots, storage_dtype
 from cruxtune.engines.packing import IMPLEMENTATION, Pack, Prefill, Unservable, windows_of
+from cruxtune.engines.plain import longest_exact
 
 _TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-2}
 _LOW_PRECISION_TOLERANCE = 0.25
@@ -20,11 +21,10 @@ _LOW_PRECISION_TOLERANCE = 0.25
 class Passes:
     """Forward passes of a model over packed tokens.
 
-    Making one switches the model to our attention function, which is transformers' own wherever no pass is under way,
-    and compares packed logits with those of plain passes.
+    Making one compares packed logits with those of plain passes. The model itself stays as it was.
 
     Raises:
-        Unservable: packed passes would not be exact; the model is left as it was.
+        Unservable: packed passes would not be exact.
     """
 
     def __init__(self, model: Any, usage: Usage) -> None:
@@ -32,26 +32,22 @@ class Passes:
         self._inner = inner = model.get_base_model() if hasattr(model, "get_base_model") else model
         # What the probe puts through the model is no work done.
         self.usage = Usage()
-        self.device = next(model.parameters()).device
-        self.dtype = next(model.parameters()).dtype
-        _gate(inner)
-        self.longest = _longest_exact(inner.config)
-        self.layers = inner.config.get_text_config().num_hidden_layers
         self.bytes_per_token = 1
         """Memory of one token's keys and values in a slot."""
-        self.vocabulary = inner.get_output_embeddings().weight.shape[0]
-        before = inner.config._attn_implementation
-        ids = _probe_ids(self.vocabulary)
+        parameter = next(model.parameters())
+        self.device, self.dtype = parameter.device, parameter.dtype
         try:
+            _gate(inner)
+            self.longest = longest_exact(inner.config)
+            self.layers = inner.config.get_text_config().num_hidden_layers
+            self.vocabulary = inner.get_output_embeddings().weight.shape[0]
+            ids = _probe_ids(self.vocabulary)
             plain = self._plain_logits(ids)
-            inner.set_attn_implementation(IMPLEMENTATION)
-            if inner.config._attn_implementation != IMPLEMENTATION:
-                raise Unservable("its attention implementation cannot be chosen")
+            self._choose_attention()
             self._probe(ids, plain)
+        except Unservable:
+            raise
         except Exception as error:
-            inner.set_attn_implementation(before)
-            if isinstance(error, Unservable):
-                raise
             # Whatever a model's own code trips over, the plain path still serves it.
             raise Unservable(f"a packed pass fails in it ({type(error).__name__}: {error})") from error
         self.usage = usage
@@ -75,9 +71,33 @@ class Passes:
         logits = self.vocabulary * (self.dtype.itemsize + 8)
         return tokens * (logits + activations + 12 * text.num_attention_heads * longest)
 
+    def _choose_attention(self) -> None:
+        """See that the model takes our attention function; leave it with its own."""
+        before = self._inner.config._attn_implementation
+        self._inner.set_attn_implementation(IMPLEMENTATION)
+        chosen = self._inner.config._attn_implementation
+        self._inner.set_attn_implementation(before)
+        if chosen != IMPLEMENTATION:
+            raise Unservable("its attention implementation cannot be chosen")
+
     @torch.inference_mode()
     def _forward(self, ids: Sequence[int], plan: Pack | Prefill, keep: Sequence[int]) -> torch.Tensor:
-        output = self._model(
+        # The model has our attention for the time of a pass only: it stays what it was for everybody else, and models
+        # whose own attention is not SDPA (soft caps) have no other way to be themselves.
+        config = self._inner.config
+        before, config._attn_implementation = config._attn_implementation, IMPLEMENTATION
+        try:
+            output = self._call(ids, plan, keep)
+        finally:
+            config._attn_implementation = before
+        if plan.calls != self.layers:
+            raise Unservable(f"attention was called {plan.calls} times in {self.layers} layers")
+        self.usage.tokens_computed += len(ids)
+        self.usage.model_calls += 1
+        return output.logits[0]
+
+    def _call(self, ids: Sequence[int], plan: Pack | Prefill, keep: Sequence[int]) -> Any:
+        return self._model(
             input_ids=torch.tensor([list(ids)], device=self.device),
             position_ids=plan.positions[None],
             # A mask of four dimensions is passed on as it is, so that none is made; our function reads none.
@@ -86,11 +106,6 @@ class Passes:
             logits_to_keep=torch.tensor(keep, device=self.device) if len(keep) < len(ids) else 0,
             branch_pass=plan,
         )
-        if plan.calls != self.layers:
-            raise Unservable(f"attention was called {plan.calls} times in {self.layers} layers")
-        self.usage.tokens_computed += len(ids)
-        self.usage.model_calls += 1
-        return output.logits[0]
 
     @torch.inference_mode()
     def _plain_logits(self, ids: list[int]) -> list[torch.Tensor]:
@@ -134,22 +149,6 @@ def _gate(model: Any) -> None:
         raise Unservable("its layers share keys and values")
     if model.config.is_encoder_decoder:
         raise Unservable("it is an encoder-decoder model")
-
-
-def _longest_exact(config: Any) -> int | None:
-    """Return the longest sequence that packed passes serve, None without a bound of theirs.
-
-    RoPE of type dynamic or longrope depends on the largest position in the row, which is another branch's in a packed
-    row; up to the original length it is constant.
-    """
-    text = config.get_text_config()
-    parameters = getattr(text, "rope_parameters", None) or {}
-    bounds = []
-    for entry in (parameters, *(value for value in parameters.values() if isinstance(value, dict))):
-        kind = entry.get("rope_type", "default")
-        if "dynamic" in kind or kind == "longrope":
-            bounds.append(entry.get("original_max_position_embeddings") or text.max_position_embeddings)
-    return min(bounds, default=None)
 
 
 def _probe_ids(vocabulary: int) -> list[int]:

@@ -220,16 +220,34 @@ class _Row:
         )
 
 
+def longest_exact(config: Any) -> int | None:
+    """Return the longest sequence that can share a pass with others, None without such a bound.
+
+    RoPE of type dynamic or longrope depends on the largest position in the pass, which may be another sequence's; up to
+    the original length it is constant.
+    """
+    text = config.get_text_config()
+    parameters = getattr(text, "rope_parameters", None) or {}
+    bounds = []
+    for entry in (parameters, *(value for value in parameters.values() if isinstance(value, dict))):
+        kind = entry.get("rope_type", "default")
+        if "dynamic" in kind or kind == "longrope":
+            bounds.append(entry.get("original_max_position_embeddings") or text.max_position_embeddings)
+    return min(bounds, default=None)
+
+
 def _attends_plainly(model: Any) -> bool:
     """Return whether all layers are full attention behind the common interface, where padding is exactly masked.
 
-    Elsewhere it is not: recurrent states run through it, and a sliding window that holds nothing else gives NaN.
+    Positions must not depend on the other rows either. Elsewhere padding is not harmless: recurrent states run through
+    it, and a sliding window that holds nothing else gives NaN.
     """
     config = model.config.get_text_config() if hasattr(model, "config") else None
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     windowed = getattr(config, "sliding_window", None) is not None and not getattr(config, "layer_types", None)
     compatible = getattr(model, "is_backend_compatible", lambda: True)()
-    return kinds == {"full_attention"} and not windowed and compatible
+    shared = config is None or longest_exact(config) is None
+    return kinds == {"full_attention"} and not windowed and compatible and shared
 
 
 def _select_rows(cache: Any, where: torch.Tensor) -> None:

@@ -5,11 +5,21 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from cruxtune.engines import logits as choices
-from cruxtune.engines.base import Branches, Decoding, Fork, Generation, Progress, Scores, Usage, token_limit
+from cruxtune.engines.base import (
+    Branches,
+    Decoding,
+    Fork,
+    Generation,
+    PlainBranches,
+    Progress,
+    Scores,
+    Usage,
+    token_limit,
+)
 from cruxtune.engines.batch import Batch, Branch, Context
 from cruxtune.engines.drafts import Draft, Sources
 from cruxtune.engines.memory import budget
@@ -46,6 +56,7 @@ class TransformersEngine:
         self._draft_length = draft_length
         self._memory_limit = memory_limit
         self._plan: Plan | None = None
+        self._reported = False
         self._plain = PlainEngine(
             model, eos_ids=eos_ids, context_length=context_length, batch_size=batch_size or _PLAIN_BATCH
         )
@@ -157,6 +168,10 @@ class TransformersEngine:
             return self._plain.branches(max_tokens=max_tokens, decoding=decoding)
         return PackedBranches(self, self._passes, self._batch(self._passes, decoding), max_tokens)
 
+    def plain_branches(self, max_tokens: int, decoding: Decoding) -> PlainBranches:
+        """Return a place for contexts that packed passes do not serve."""
+        return self._plain.branches(max_tokens=max_tokens, decoding=decoding)
+
     def _batch(self, passes: Passes, decoding: Decoding) -> Batch:
         self.tune()
         plan = self._plan or Plan()
@@ -172,18 +187,31 @@ class TransformersEngine:
     def _passes_for(self, longest: int) -> Passes | None:
         """Return packed passes if they serve sequences of this length."""
         passes = self._passes
-        return passes if passes and (passes.longest is None or longest <= passes.longest) else None
+        if passes is None or passes.longest is None or longest <= passes.longest:
+            return passes
+        self.report_stretched()
+        return None
+
+    def report_stretched(self) -> None:
+        """Say once that sequences beyond the original length of the positions are decoded plainly."""
+        if not self._reported:
+            self._reported = True
+            _LOG.info("sequences beyond the length that their positions were made for are decoded plainly")
 
 
 class PackedBranches:
     """Counterfactuals on packed passes; see `Branches`."""
 
     def __init__(self, engine: TransformersEngine, passes: Passes, batch: Batch, max_tokens: int) -> None:
+        self._engine = engine
         self._passes = passes
         self._batch = batch
         self._max_tokens = max_tokens
         self._eos_ids = engine.eos_ids
         self._context_length = engine.context_length
+        self._plain = engine.plain_branches(max_tokens, batch.decoding)
+        self._plain_numbers: dict[int, int] = {}
+        self._numbers: dict[int, int] = {}
         self._contexts: dict[int, tuple[Context, int, list[int]]] = {}
         self._opened = 0
         self._ended: list[tuple[Fork, Generation]] = []
@@ -191,20 +219,26 @@ class PackedBranches:
     @property
     def waiting(self) -> int:
         """Forks that did not come out yet."""
-        return self._batch.waiting + len(self._ended)
+        return self._batch.waiting + len(self._ended) + self._plain.waiting
 
     @property
     def room(self) -> bool:
         """Whether the next pass could take more."""
-        return self._batch.room
+        return self._batch.room and self._plain.room
 
     def open(self, prompt: Sequence[int], response: Sequence[int], *, alternatives: int) -> tuple[int, Scores]:
         """Take in a context; see `Branches.open`."""
+        number = self._opened
+        self._opened += 1
+        longest = self._passes.longest
+        if longest is not None and len(prompt) + max(len(response), self._max_tokens) > longest:
+            self._engine.report_stretched()
+            inner, scores = self._plain.open(prompt, response, alternatives=alternatives)
+            self._plain_numbers[number], self._numbers[inner] = inner, number
+            return number, scores
         prefix, scores = _read(self._passes, prompt, response, alternatives)
         context = Context([*prompt, *response], shared=True, prefix=prefix)
         context.sources = Sources(response, prompt)
-        number = self._opened
-        self._opened += 1
         self._contexts[number] = (context, len(prompt), list(response))
         self._batch.hold(context)
         return number, scores
@@ -212,6 +246,9 @@ class PackedBranches:
     def add(self, forks: Sequence[Fork]) -> None:
         """Take in forks; see `Branches.add`."""
         for fork in forks:
+            if fork.context in self._plain_numbers:
+                self._plain.add([replace(fork, context=self._plain_numbers[fork.context])])
+                continue
             context, prompt_length, response = self._contexts[fork.context]
             ids = [*response[: fork.position], fork.token]
             limit = self._max_tokens
@@ -242,10 +279,17 @@ class PackedBranches:
             assert branch.context.sources is not None
             branch.context.sources.add(branch.ids, branch.start)
             ended.append((branch.key, branch.generation()))
+        for fork, rollout in self._plain.step() if self._plain.waiting else ():
+            ended.append((replace(fork, context=self._numbers[fork.context]), rollout))
         return ended
 
     def close(self, context: int) -> None:
         """Forget a context."""
+        if context in self._plain_numbers:
+            inner = self._plain_numbers.pop(context)
+            del self._numbers[inner]
+            self._plain.close(inner)
+            return
         self._batch.release(self._contexts.pop(context)[0])
 
 
