@@ -67,7 +67,7 @@ class Speed:
             self._with_vllm(vllm, why_no_vllm)
             with self._attention("sdpa"):
                 self._stage("c", "the first engine", self._plain, note=f"batches of {_BATCH_SIZE}")
-                self._other("b", "generate, left-padded batches", batched(self._case, size), f"batches of {size}")
+                self._other("b", "generate, in batches", batched(self._case, size), f"left-padded batches of {size}")
         self._sequential()
         self._transformers_own(quick=quick)
         self._stage("f-drafts", "f without drafts", self._undrafted())
@@ -75,7 +75,7 @@ class Speed:
             "f-prefix",
             "f without shared prefix",
             WholePrompts(self._engine),
-            note="whole prompts; nor have these drafts",
+            note="each from its whole prompt, which leaves it no drafts either",
         )
         self._stage("f-skipping", "f without skipping", self._engine, every=True, note="both alternatives everywhere")
 
@@ -128,13 +128,13 @@ class Speed:
         self.limits.append(self.rows["f"]["tokens_emitted"] / max(self.prefill.values()))
 
     def _with_vllm(self, vllm: Vllm | None, why_not: str | None) -> None:
-        name = "vLLM for CPU, prefix cache"
+        name = "vLLM for CPU"
         if vllm is None:
             self.rows["e"] = _not_run(name, why_not or "")
             return
         with vllm.awake():
             vllm.begin()
-            self._other("e", name, completing(self._case, vllm.complete), "same skipping")
+            self._other("e", name, completing(self._case, vllm.complete), "its own process, the same skipping")
         self.rows["e"]["prefix_cache_hit_rate"] = vllm.hits / max(1, vllm.queries)
 
     def _sequential(self) -> None:
@@ -150,7 +150,7 @@ class Speed:
 
     def _transformers_own(self, *, quick: bool) -> None:
         """Add row d: all rollouts of one response, extrapolated to the others by their number."""
-        name = "generate_batch, continuous batching"
+        name = "continuous batching"
         if quick:
             self.rows["d"] = _not_run(name, "left out of --quick: a minute or more a response")
             return
@@ -161,7 +161,7 @@ class Speed:
             self.rows["d"] = _not_run(name, f"does not run here: {type(error).__name__}: {error}")
             return
         total = self.needed.total()
-        note = f"extrapolated from {len(outcome.rollouts)} rollouts of one response; {_GIVEN}"
+        note = f"`generate_batch`, extrapolated from {len(outcome.rollouts)} rollouts of one response; {_GIVEN}"
         seconds = outcome.seconds * total / len(outcome.rollouts)
         self._add("d", name, seconds, self._agreement(outcome.labels), rollouts=total, note=note)
 

@@ -28,9 +28,8 @@ def _speed(console: Console, results: dict[str, Any]) -> None:
     )
     for column in ("", "method"):
         table.add_column(column)
-    for column in ("s a response", "× f", "rollouts", "labels as one by one", "computed ÷ emitted"):
+    for column in ("s a response", "× f", "rollouts", "same labels", "computed ÷ emitted"):
         table.add_column(column, justify="right")
-    table.add_column("remark", overflow="fold")
     for row in results["rows"]:
         seconds = row["seconds"]
         emitted, computed = row.get("tokens_emitted"), row.get("tokens_computed")
@@ -42,9 +41,11 @@ def _speed(console: Console, results: dict[str, Any]) -> None:
             str(row.get("rollouts", "–")),
             _share(row.get("label_agreement")),
             f"{computed / emitted:.2f}" if computed else "–",
-            _remark(row),
         )
     console.print(table)
+    for row in results["rows"]:
+        if remark := _remark(row):
+            console.print(f"{row['row'][:1]}, {row['name']}: {remark}.")
     console.print(
         f"Limit: {median(results['limit_seconds']) / len(tokens):.2f} s a response "
         f"({max(results['prefill_tokens_per_second'].values()):.0f} tokens/s of prefill); "
