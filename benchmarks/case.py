@@ -141,7 +141,7 @@ def stratified(length: int, count: int, seed: int) -> list[int]:
     """Return `count` positions, one drawn from each of as many equal parts: early rollouts are longer than late ones.
 
     >>> stratified(8, 4, 0), stratified(3, 9, 0)
-    ([1, 3, 4, 6], [0, 1, 2])
+    ([1, 3, 4, 7], [0, 1, 2])
     """
     if count >= length:
         return list(range(length))
