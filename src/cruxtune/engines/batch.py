@@ -200,9 +200,10 @@ class Batch:
     def _drafts(self) -> list[list[int]]:
         """Return the draft of every active branch, together as long as they are worth their cost."""
         plan = self._plan
+        longest = plan.drafts(len(self._active))
         offers = []
         for branch in self._active:
-            most = min(plan.draft_length, branch.limit - len(branch.ids) - 1)
+            most = min(longest, branch.limit - len(branch.ids) - 1)
             offers.append(branch.draft.propose(most) if branch.draft is not None and most > 0 else [])
         chances = [
             self._acceptance.chances(branch.draft, len(offer)) if branch.draft is not None else []

@@ -18,6 +18,9 @@ _CANDIDATES = 16
 _MOST_TOKENS = 1 << 15
 """Tokens kept as sources, beyond which the finished rollouts are forgotten: the index stays small."""
 
+_OWN_TEXT = -1
+"""The number of the branch's own text among the sources."""
+
 GUESS, NEAR, SUFFIX = range(3)
 """How a draft found its place: by assuming a substitution, by one token near it, by two tokens or more."""
 _STREAKS = (0, 1, 2, 3, 4, 6, 8, 12, 16)
@@ -103,6 +106,11 @@ class Draft:
     >>> draft.advance(1)
     >>> draft.propose(2)
     [12, 13]
+
+    What the branch repeats of itself is a source, too, and goes on in a circle:
+
+    >>> Draft(Sources(response), [10, 99, 98, 97, 99, 98], 1).propose(5)
+    [97, 99, 98, 97, 99]
     """
 
     def __init__(self, sources: Sources, ids: list[int], fork: int) -> None:
@@ -110,33 +118,58 @@ class Draft:
         self._ids = ids
         self._text = 0
         self._place = fork
+        self._own: dict[tuple[int, int], int] = {}
+        for end in range(fork + 1, len(ids)):
+            self._note(end)
         self.how = GUESS
         self.streak = 0
         self._realign(len(ids))
 
     def propose(self, most: int) -> list[int]:
         """Return up to `most` tokens that may come next."""
-        return self._sources.text(self._text)[self._place : self._place + most]
+        if self._text != _OWN_TEXT:
+            return self._sources.text(self._text)[self._place : self._place + most]
+        period = len(self._ids) - self._place
+        return [self._ids[self._place + ahead % period] for ahead in range(most)]
 
     def advance(self, count: int) -> None:
         """Take note of the last `count` tokens of `ids`."""
         for end in range(len(self._ids) - count + 1, len(self._ids) + 1):
-            text = self._sources.text(self._text)
-            if self._place < len(text) and text[self._place] == self._ids[end - 1]:
+            text = self._followed()
+            if self._place < min(len(text), end - 1 if text is self._ids else len(text)) and (
+                text[self._place] == self._ids[end - 1]
+            ):
                 self._place += 1
                 self.streak += 1
             else:
                 self._realign(end)
+            self._note(end)
+
+    def _followed(self) -> list[int]:
+        return self._ids if self._text == _OWN_TEXT else self._sources.text(self._text)
+
+    def _note(self, end: int) -> None:
+        """Remember where the branch's own tokens before `end` were last said."""
+        if end >= 2:
+            self._own[self._ids[end - 2], self._ids[end - 1]] = end
 
     def _realign(self, end: int) -> None:
         """Find the place behind the token ids[end − 1], which was not the one expected."""
         self.streak = 0
         ids = self._ids[max(0, end - _SUFFIX) : end]
         found = self._sources.find(ids, (self._text, self._place + 1))
+        again = self._own.get((ids[-2], ids[-1])) if len(ids) > 1 else None
+        if again is not None:
+            agreed = _agreement(self._ids, again, ids)
+            if found is None or agreed > found[2]:
+                found = (_OWN_TEXT, again, agreed)
         if found:
             self._text, self._place, _ = found
             self.how = SUFFIX
             return
+        if self._text == _OWN_TEXT:
+            # Its own text has nothing like it: back to the response, at about where the branch is.
+            self._text, self._place = 0, end - 2
         text = self._sources.text(self._text)
         token = ids[-1]
         for distance in range(_WINDOW):

@@ -27,14 +27,16 @@ _OWN = 32
 class Plan:
     """The shape of passes: at most `branches` branches, `width` tokens, `draft_length` draft tokens a branch.
 
-    A pass takes about `fixed` + tokens · `per_token` + branches · `per_branch` seconds, which decides how many drafts
-    are worth their cost. The defaults are those of a small model on two CPU cores; where batch size and draft length
-    are both given nothing is measured, so that passes are the same on every machine.
+    Where few branches are left, drafts may have up to `longest_draft` tokens, so that passes stay about as large. A pass
+    takes about `fixed` + tokens · `per_token` + branches · `per_branch` seconds, which decides how many drafts are worth
+    their cost. The defaults are those of a small model on two CPU cores; where batch size and draft length are both given
+    nothing is measured, so that passes are the same on every machine.
     """
 
     branches: int = 192
     width: int = 512
     draft_length: int = 4
+    longest_draft: int = 16
     fixed: float = 0.06
     per_token: float = 0.0011
     per_branch: float = 0.0007
@@ -42,9 +44,15 @@ class Plan:
     @classmethod
     def of(cls, values: Mapping[str, float]) -> Plan:
         """Return the plan that `asdict` once took apart."""
-        branches, width, draft_length = (int(values[name]) for name in ("branches", "width", "draft_length"))
+        counts = ("branches", "width", "draft_length", "longest_draft")
+        branches, width, draft_length, longest_draft = (int(values[name]) for name in counts)
         fixed, per_token, per_branch = (float(values[name]) for name in ("fixed", "per_token", "per_branch"))
-        return cls(branches, width, draft_length, fixed, per_token, per_branch)
+        return cls(branches, width, draft_length, longest_draft, fixed, per_token, per_branch)
+
+    def drafts(self, branches: int) -> int:
+        """Return the most draft tokens of each of so many branches."""
+        room = self.branches * (1 + self.draft_length) // max(1, branches) - 1
+        return max(self.draft_length, min(self.longest_draft, room))
 
 
 def calibrate(passes: Passes, memory: int, *, batch_size: int | None, draft_length: int | None) -> Plan:
@@ -53,7 +61,7 @@ def calibrate(passes: Passes, memory: int, *, batch_size: int | None, draft_leng
     `memory` bounds the keys and values of the branches, in bytes.
     """
     if batch_size is not None and draft_length is not None:
-        return Plan(branches=batch_size, width=max(512, 2 * batch_size), draft_length=draft_length)
+        return Plan(batch_size, max(512, 2 * batch_size), draft_length, draft_length)
     most = max(1, memory // (passes.bytes_per_token * 4 * _OWN))
     deadline = time.monotonic() + _SECONDS
     seen: list[tuple[int, int, float]] = []
@@ -71,10 +79,11 @@ def calibrate(passes: Passes, memory: int, *, batch_size: int | None, draft_leng
     fixed, per_token, per_branch = _fit(seen)
     best = max(rates.values())
     branches = batch_size or next(size for size, rate in rates.items() if rate >= _ENOUGH * best)
-    plan = Plan(branches, max(512, 2 * branches), 0, fixed, per_token, per_branch)
-    if draft_length is None:
-        draft_length = max(_DRAFT_LENGTHS, key=lambda length: _emitted_per_second(plan, length))
-    return replace(plan, draft_length=draft_length)
+    plan = Plan(branches, max(512, 2 * branches), 0, draft_length or 0, fixed, per_token, per_branch)
+    if draft_length is not None:
+        return replace(plan, draft_length=draft_length)
+    draft_length = max(_DRAFT_LENGTHS, key=lambda length: _emitted_per_second(plan, length))
+    return replace(plan, draft_length=draft_length, longest_draft=max(_DRAFT_LENGTHS))
 
 
 def _emitted_per_second(plan: Plan, draft_length: int) -> float:
