@@ -27,10 +27,10 @@ _OWN = 32
 class Plan:
     """The shape of passes: at most `branches` branches, `width` tokens, `draft_length` draft tokens a branch.
 
-    Where few branches are left, drafts may have up to `longest_draft` tokens, so that passes stay about as large. A pass
-    takes about `fixed` + tokens · `per_token` + branches · `per_branch` seconds, which decides how many drafts are worth
-    their cost. The defaults are those of a small model on two CPU cores; where batch size and draft length are both given
-    nothing is measured, so that passes are the same on every machine.
+    Where few branches are left, drafts may have up to `longest_draft` tokens, so that passes stay about as large. A
+    pass takes about `fixed` + tokens · `per_token` + branches · `per_branch` seconds, which decides how many drafts are
+    worth their cost. The defaults are those of a small model on two CPU cores; where batch size and draft length are
+    both given nothing is measured, so that passes are the same on every machine.
     """
 
     branches: int = 192
