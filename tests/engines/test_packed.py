@@ -99,7 +99,15 @@ def engine_of(model: Any, *, branches: int = 7, width: int = 40, draft: int = 5,
         draft_length=draft,
         **{"eos_ids": ENDS, "context_length": CONTEXT, **options},
     )
-    plan = Plan(branches=branches, width=width, draft_length=draft, fixed=1e3, per_token=1e-3, per_branch=0.0)
+    plan = Plan(
+        branches=branches,
+        width=width,
+        draft_length=draft,
+        longest_draft=draft,
+        fixed=1e3,
+        per_token=1e-3,
+        per_branch=0.0,
+    )
     engine.tune(asdict(plan))
     return engine
 
