@@ -20,10 +20,7 @@ def questions(draw: st.DrawFn) -> tuple[list[list[bool]], list[int] | None]:
 
 @given(questions(), st.booleans(), st.data())
 def test_inquiry_asks_no_more_than_decides(question: Any, every: bool, data: st.DataObject) -> None:
-    """In whichever order verdicts come: the mask is the definition's, and nothing is asked after a correct alternative.
-
-    What was not asked about stays unknown.
-    """
+    """In whichever order verdicts come: the mask is the definition's."""
     truth, positions = question
     ranks = len(truth[0])
     inquiry = Inquiry(len(truth), ranks, every=every, positions=positions)
