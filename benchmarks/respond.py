@@ -47,13 +47,14 @@ def main() -> None:
     """Run the comparison and print it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="embedded", help="model to decode with")
+    parser.add_argument("--dtype", default="auto", help="precision; float32 also checks that responses agree")
     parser.add_argument("--prompts", type=int, default=300, help="number of prompts")
     parser.add_argument("--max-new-tokens", type=int, default=64, help="tokens a response")
     parser.add_argument("--quick", action="store_true", help="64 prompts, 32 tokens")
     parser.add_argument("--json", type=Path, help="file for the numbers")
     options = parser.parse_args()
     prompts_wanted, limit = (64, 32) if options.quick else (options.prompts, options.max_new_tokens)
-    model, tokenizer = load_model(ModelSettings(model=options.model))
+    model, tokenizer = load_model(ModelSettings(model=options.model, dtype=options.dtype))
     renderer = Renderer(tokenizer, PromptSettings(template="plain"))
     mixed = [("gym:gsm_symbolic", prompts_wanted // 2), ("gym:chain_sum", prompts_wanted - prompts_wanted // 2)]
     prompts = [
@@ -88,7 +89,8 @@ def main() -> None:
         "same_responses": same,
         "dtype": str(model.dtype).removeprefix("torch."),
     }
-    if same < 0.8:
+    # In low precision two ways of batching part at every near-tie: plain batches and one-by-one decoding do so, too.
+    if same < 0.98 and model.dtype in (torch.float32, torch.float64):
         raise SystemExit(f"the engines agree on {100 * same:.0f} % of responses only: something is wrong")
     print(json.dumps(result, indent=2))
     if options.json:
