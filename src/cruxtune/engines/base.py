@@ -192,6 +192,35 @@ class Branches(Protocol):
         """Forget a context, whose forks must all have come out."""
 
 
+def finish_reason(
+    ids: Sequence[int], limit: int, eos_ids: frozenset[int], decoding: Decoding, *, since: int = 0
+) -> str | None:
+    """Return why a continuation ends with its last token, None where it goes on.
+
+    The rule for loops applies to greedy decoding, and to what was chosen from position `since` on.
+
+    >>> finish_reason([5, 9], 8, frozenset({9}), Decoding()), finish_reason([5, 6], 2, frozenset({9}), Decoding())
+    ('stop', 'length')
+    """
+    if ids[-1] in eos_ids:
+        return "stop"
+    if decoding.temperature == 0 and decoding.loop and decoding.loop.caught(ids, since):
+        return "loop"
+    return "length" if len(ids) >= limit else None
+
+
+def token_limits(
+    prompts: Sequence[Sequence[int]], max_new_tokens: int | Sequence[int], context_length: int | None
+) -> list[int]:
+    """Return how many tokens may follow each prompt; `max_new_tokens` is one for all, or one each.
+
+    >>> token_limits([[1] * 4, [1] * 10], 9, 12), token_limits([[1], [1]], [3, 5], None)
+    ([8, 2], [3, 5])
+    """
+    wanted = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else max_new_tokens
+    return [token_limit(most, len(prompt), context_length) for most, prompt in zip(wanted, prompts, strict=True)]
+
+
 def token_limit(wanted: int, prompt_length: int, context_length: int | None) -> int:
     """Return how many tokens may follow a prompt: the smaller of the wish and what the context leaves.
 

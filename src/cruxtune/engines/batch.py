@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from cruxtune.engines import logits as choices
-from cruxtune.engines.base import Decoding, Generation
+from cruxtune.engines.base import Decoding, Generation, finish_reason
 from cruxtune.engines.cache import Feed, Prefix, Slots
 from cruxtune.engines.drafts import Acceptance, Draft, Sources, allot
 from cruxtune.engines.memory import give_back
@@ -64,7 +64,7 @@ class Branch:
     seed: int = 0
     draft: Draft | None = None
     statistics: tuple[list[float], list[float]] | None = None
-    reason: str = ""
+    reason: str | None = None
     pending: list[int] = field(default_factory=list)
     """Tokens that the next pass must read: chosen, but not in the slot yet."""
     length: int = 0
@@ -73,6 +73,7 @@ class Branch:
 
     def generation(self) -> Generation:
         """Return the result."""
+        assert self.reason is not None
         return Generation(self.ids, self.reason, *(self.statistics or ()))
 
 
@@ -146,7 +147,11 @@ class Batch:
             ends.append(len(keep))
         try:
             logits = self._passes.run(self._slots, [feed for _, feed in feeds], ids, keep)
-            chosen = self._choose(logits, feeds)
+            fed = [self._active[slot] for slot, _ in feeds]
+            # Sampled branches have no drafts, so that each has one row; greedy choices need neither seed nor position.
+            chosen = choices.choose(
+                logits, self.decoding, [branch.seed for branch in fed], [len(branch.ids) for branch in fed]
+            )
         except torch.OutOfMemoryError as error:
             self._shrink(len(self._active) // 2, error)
             return []
@@ -156,14 +161,6 @@ class Batch:
             start = end
         return [self._remove(slot) for slot in reversed(range(len(self._active))) if self._active[slot].reason]
 
-    def _choose(self, logits: Any, feeds: list[tuple[int, Feed]]) -> list[int]:
-        if self.decoding.temperature == 0:
-            return choices.greedy(logits)
-        branches = [self._active[slot] for slot, _ in feeds]
-        return choices.choose(
-            logits, self.decoding, [branch.seed for branch in branches], [len(branch.ids) for branch in branches]
-        )
-
     def _take(self, branch: Branch, draft: list[int], chosen: list[int], logits: Any, row: int) -> None:
         """Append what the model chose behind the branch's last token and behind each draft token that was right."""
         right = 0
@@ -172,16 +169,10 @@ class Batch:
         if branch.draft is not None:
             self._acceptance.record(branch.draft.how, branch.draft.streak, proposed=len(draft), accepted=right)
         taken = 0
-        loop = self.decoding.loop if self.decoding.temperature == 0 else None
         for token in chosen[: right + 1]:
             branch.ids.append(token)
             taken += 1
-            if token in self._eos_ids:
-                branch.reason = "stop"
-            elif loop and loop.caught(branch.ids, branch.forced):
-                branch.reason = "loop"
-            elif len(branch.ids) >= branch.limit:
-                branch.reason = "length"
+            branch.reason = finish_reason(branch.ids, branch.limit, self._eos_ids, self.decoding, since=branch.forced)
             if branch.reason:
                 break
         usage = self._passes.usage

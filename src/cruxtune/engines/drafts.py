@@ -135,18 +135,14 @@ class Draft:
     def advance(self, count: int) -> None:
         """Take note of the last `count` tokens of `ids`."""
         for end in range(len(self._ids) - count + 1, len(self._ids) + 1):
-            text = self._followed()
-            if self._place < min(len(text), end - 1 if text is self._ids else len(text)) and (
-                text[self._place] == self._ids[end - 1]
-            ):
+            # Of its own text a branch follows only what came before the token at hand.
+            text = self._ids[: end - 1] if self._text == _OWN_TEXT else self._sources.text(self._text)
+            if self._place < len(text) and text[self._place] == self._ids[end - 1]:
                 self._place += 1
                 self.streak += 1
             else:
                 self._realign(end)
             self._note(end)
-
-    def _followed(self) -> list[int]:
-        return self._ids if self._text == _OWN_TEXT else self._sources.text(self._text)
 
     def _note(self, end: int) -> None:
         """Remember where the branch's own tokens before `end` were last said."""

@@ -16,9 +16,9 @@ _TIE_MARGIN = 32
 """Candidates fetched beyond k, so that a tie at the border is seen; more ties than that cost a full sort."""
 
 
-def at_least_float32(logits: torch.Tensor) -> torch.Tensor:
-    """Return the logits in float32, or in float64 where they are."""
-    return logits if logits.dtype == torch.float64 else logits.float()
+def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the tensor in float32, or in float64 where it is."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def greedy(logits: torch.Tensor) -> list[int]:

@@ -23,6 +23,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from cruxtune.engines.cache import Feed, Prefix, Slots
+from cruxtune.engines.logits import at_least_float32
 
 IMPLEMENTATION = "cruxtune"
 """The name under which transformers knows the attention function."""
@@ -360,11 +361,6 @@ def windows_of(config: Any) -> list[int | None]:
     if unknown:
         raise Unservable(f"layers of kind {', '.join(sorted(unknown))}")
     return [window if kind == "sliding_attention" else None for kind in kinds]
-
-
-def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
-    """Return the tensor in float32, or in float64 where it is."""
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def _attention(

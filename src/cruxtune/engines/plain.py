@@ -21,7 +21,8 @@ from cruxtune.engines.base import (
     Progress,
     Scores,
     Usage,
-    token_limit,
+    finish_reason,
+    token_limits,
 )
 from cruxtune.engines.logits import choose, scores
 from cruxtune.engines.logits import statistics as measure
@@ -83,12 +84,12 @@ class PlainEngine:
         """Continue each prompt; see `Engine.generate`."""
         if decoding.temperature > 0 and seeds is None:
             raise ValueError("sampling needs one seed per prompt")
-        wanted = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else max_new_tokens
+        limits = token_limits(prompts, max_new_tokens, self._context_length)
         rows = [
             _Row(
                 index=index,
                 prompt=list(prompt),
-                limit=token_limit(wanted[index], len(prompt), self._context_length),
+                limit=limits[index],
                 seed=seeds[index] if seeds else 0,
             )
             for index, prompt in enumerate(prompts)
@@ -157,7 +158,7 @@ class PlainEngine:
                 if statistics:
                     row.logprobs.append(picked[place])
                     row.entropies.append(entropies[place])
-                reason = self._reason(row, decoding)
+                reason = finish_reason(row.ids, row.limit, self._eos_ids, decoding)
                 if reason is None:
                     staying.append(place)
                 else:
@@ -193,13 +194,6 @@ class PlainEngine:
         self._usage.model_calls += 1
         cache = getattr(output, self._cache_name) if self._cache_name else None
         return output.logits[:, -1], cache
-
-    def _reason(self, row: _Row, decoding: Decoding) -> str | None:
-        if row.ids[-1] in self._eos_ids:
-            return "stop"
-        if decoding.temperature == 0 and decoding.loop and decoding.loop.caught(row.ids):
-            return "loop"
-        return "length" if len(row.ids) >= row.limit else None
 
 
 class _Row:

@@ -12,7 +12,8 @@ from cruxtune.engines.base import (
     Progress,
     Scores,
     Usage,
-    token_limit,
+    finish_reason,
+    token_limits,
 )
 from cruxtune.engines.sampling import uniform
 
@@ -75,10 +76,9 @@ class ScriptedEngine:
         progress: Progress | None = None,
     ) -> list[Generation]:
         """Continue each prompt; see `Engine.generate`."""
-        wanted = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else max_new_tokens
+        limits = token_limits(prompts, max_new_tokens, self._context_length)
         done = []
-        for index, prompt in enumerate(prompts):
-            limit = token_limit(wanted[index], len(prompt), self._context_length)
+        for index, (prompt, limit) in enumerate(zip(prompts, limits, strict=True)):
             done.append(self._continue(prompt, limit, decoding, seeds[index] if seeds else None, statistics))
             if progress:
                 progress(1)
@@ -106,20 +106,15 @@ class ScriptedEngine:
         ids: list[int] = []
         logprobs: list[float] = []
         entropies: list[float] = []
-        reason = "length"
-        while len(ids) < limit:
+        reason = None if limit else "length"
+        while reason is None:
             step = self._logprobs([*prompt, *ids])
             token = _choose(step, decoding, seed, len(ids))
             self._usage.tokens_emitted += 1
             ids.append(token)
             logprobs.append(step[token])
             entropies.append(_entropy(step))
-            if token in self._eos_ids:
-                reason = "stop"
-                break
-            if decoding.temperature == 0 and decoding.loop and decoding.loop.caught(ids):
-                reason = "loop"
-                break
+            reason = finish_reason(ids, limit, self._eos_ids, decoding)
         return Generation(ids, reason, logprobs, entropies) if statistics else Generation(ids, reason)
 
     def _logprobs(self, ids: Sequence[int]) -> list[float]:

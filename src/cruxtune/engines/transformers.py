@@ -18,7 +18,7 @@ from cruxtune.engines.base import (
     Progress,
     Scores,
     Usage,
-    token_limit,
+    token_limits,
 )
 from cruxtune.engines.batch import Batch, Branch, Context
 from cruxtune.engines.drafts import Draft, Sources
@@ -87,11 +87,7 @@ class TransformersEngine:
             return {}
         if remembered:
             self._plan = Plan.of(remembered)
-        elif self._plan is None:
-            self._plan = calibrate(
-                self._passes, self._memory(Plan()), batch_size=self._batch_size, draft_length=self._draft_length
-            )
-        return asdict(self._plan)
+        return asdict(self._settled(self._passes))
 
     def generate(
         self,
@@ -104,10 +100,7 @@ class TransformersEngine:
         progress: Progress | None = None,
     ) -> list[Generation]:
         """Continue each prompt; see `Engine.generate`."""
-        wanted = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
-        limits = [
-            token_limit(limit, len(prompt), self.context_length) for limit, prompt in zip(wanted, prompts, strict=True)
-        ]
+        limits = token_limits(prompts, max_new_tokens, self.context_length)
         longest = max((len(prompt) + limit for prompt, limit in zip(prompts, limits, strict=True)), default=0)
         passes = self._passes_for(longest)
         if passes is None:
@@ -173,9 +166,15 @@ class TransformersEngine:
         return self._plain.branches(max_tokens=max_tokens, decoding=decoding)
 
     def _batch(self, passes: Passes, decoding: Decoding) -> Batch:
-        self.tune()
-        plan = self._plan or Plan()
+        plan = self._settled(passes)
         return Batch(passes, plan, decoding, self.eos_ids, self._memory(plan))
+
+    def _settled(self, passes: Passes) -> Plan:
+        """Return the plan, calibrated where there is none yet."""
+        if self._plan is None:
+            memory = self._memory(Plan())
+            self._plan = calibrate(passes, memory, batch_size=self._batch_size, draft_length=self._draft_length)
+        return self._plan
 
     def _memory(self, plan: Plan) -> int:
         """Return the bytes that keys and values may take: what is allowed, less what a pass needs to work."""
