@@ -19,7 +19,7 @@ from cruxtune.store import read_manifest, read_rows
 
 PROGRAM = Path(sys.executable).with_name("cruxtune")
 ROOT = Path(__file__).parents[1]
-STAGES = ["respond", "annotate", "train", "evaluate", "compare"]
+STAGES = ["respond", "annotate", "select", "train", "evaluate", "compare"]
 GOOD = '{"question": "1 + 1?", "answer": "2"}'
 
 
@@ -164,6 +164,7 @@ def test_dry_run_of_every_command_loads_neither_torch_nor_transformers(tmp_path:
     lines = [
         f"{RESPOND} p.jsonl --dry-run",
         "annotate --responses r --output out --dry-run",
+        "select --method entropy --annotations a --output out --dry-run",
         "train --method sft --annotations a --output out --dry-run",
         "evaluate --model m --problems gym:chain_sum --output out --dry-run",
         "compare --evaluation a=x --output out --dry-run",

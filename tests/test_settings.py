@@ -16,11 +16,11 @@ from cruxtune.errors import ConfigError
 from cruxtune.options import leaf_fields, merged, nested_values, parse_pairs
 from cruxtune.recipe import Recipe, plan, read_recipe
 from cruxtune.settings import (
-    REFUSED_TRAINER_FIELDS,
     AnnotateSettings,
     CompareSettings,
     EvaluateSettings,
     RespondSettings,
+    SelectSettings,
     TrainSettings,
     build,
     flag,
@@ -29,8 +29,9 @@ from cruxtune.settings import (
     inner_settings,
     nest,
 )
+from cruxtune.trainer_fields import REFUSED_TRAINER_FIELDS
 
-STAGES = [RespondSettings, AnnotateSettings, TrainSettings, EvaluateSettings, CompareSettings]
+STAGES = [RespondSettings, AnnotateSettings, SelectSettings, TrainSettings, EvaluateSettings, CompareSettings]
 TRAIN = {"method": "cft", "annotations": "a", "output": "o"}
 EVALUATE = {"problems": "p.jsonl", "model": "m", "output": "o"}
 RECIPE = {

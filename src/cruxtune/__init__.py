@@ -15,12 +15,13 @@ if TYPE_CHECKING:
     from cruxtune.pipeline import run
     from cruxtune.problems import ProblemSource, load_problems, split_problems
     from cruxtune.recipe import Recipe, read_recipe
-    from cruxtune.records import Annotation, Evaluation, Problem, Response, Rollout, Verdict
+    from cruxtune.records import Annotation, Evaluation, Problem, Response, Rollout, Selection, Verdict
     from cruxtune.settings import (
         AnnotateSettings,
         CompareSettings,
         EvaluateSettings,
         RespondSettings,
+        SelectSettings,
         TrainSettings,
         build,
     )
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from cruxtune.stages.compare import compare
     from cruxtune.stages.evaluate import evaluate
     from cruxtune.stages.respond import respond
+    from cruxtune.stages.select import select
     from cruxtune.stages.train import train
     from cruxtune.verifiers import Verifier, verify
 
@@ -36,12 +38,13 @@ _HOMES = {
     "cruxtune.pipeline": ("run",),
     "cruxtune.problems": ("ProblemSource", "load_problems", "split_problems"),
     "cruxtune.recipe": ("Recipe", "read_recipe"),
-    "cruxtune.records": ("Annotation", "Evaluation", "Problem", "Response", "Rollout", "Verdict"),
+    "cruxtune.records": ("Annotation", "Evaluation", "Problem", "Response", "Rollout", "Selection", "Verdict"),
     "cruxtune.settings": (
         "AnnotateSettings",
         "CompareSettings",
         "EvaluateSettings",
         "RespondSettings",
+        "SelectSettings",
         "TrainSettings",
         "build",
     ),
@@ -49,6 +52,7 @@ _HOMES = {
     "cruxtune.stages.compare": ("compare",),
     "cruxtune.stages.evaluate": ("evaluate",),
     "cruxtune.stages.respond": ("respond",),
+    "cruxtune.stages.select": ("select",),
     "cruxtune.stages.train": ("train",),
     "cruxtune.verifiers": ("Verifier", "verify"),
 }
@@ -67,6 +71,8 @@ __all__ = [
     "RespondSettings",
     "Response",
     "Rollout",
+    "SelectSettings",
+    "Selection",
     "TrainSettings",
     "Verdict",
     "Verifier",
@@ -78,6 +84,7 @@ __all__ = [
     "read_recipe",
     "respond",
     "run",
+    "select",
     "split_problems",
     "train",
     "verify",

@@ -29,6 +29,7 @@ from cruxtune.settings import (
     EvaluateSettings,
     RespondSettings,
     S,
+    SelectSettings,
     TrainSettings,
     build,
 )
@@ -36,7 +37,7 @@ from cruxtune.settings import (
 app = typer.Typer(
     name="cruxtune",
     help="Find the tokens that decide whether a model's reasoning comes out right, and fine-tune on those alone.\n\n"
-    "Stages: respond → annotate → train → evaluate → compare. `cruxtune run RECIPE` does all of them; "
+    "Stages: respond → annotate → select → train → evaluate → compare. `cruxtune run RECIPE` does all of them; "
     "`cruxtune demo` shows them on a small model, without a GPU or a download.",
     no_args_is_help=True,
     add_completion=False,
@@ -165,6 +166,20 @@ def _show_annotate(settings: AnnotateSettings, manifest: dict[str, Any]) -> None
     typer.echo(settings.output.output)
 
 
+def _show_select(settings: SelectSettings, manifest: dict[str, Any]) -> None:
+    done = manifest["accounting"]
+    kept = ", ".join(f"{token['text']!r} {token['kept']}/{token['seen']}" for token in manifest["most_kept"])
+    rows = {
+        "responses": f"{done['responses']:.0f}" + (f", {done['empty']:.0f} with nothing kept" if done["empty"] else ""),
+        "tokens kept": _share(done["tokens_kept"], done["response_tokens"]),
+        "of critical tokens": _share(done["critical_kept"], done["critical_tokens"]),
+        "sum of weights": f"{done['weight']:,.1f}",
+        "most kept": kept,
+    }
+    _table(f"select {settings.method}", rows)
+    typer.echo(settings.output.output)
+
+
 def _show_train(settings: TrainSettings, manifest: dict[str, Any]) -> None:
     facts, done = manifest["facts"], manifest["accounting"]
     rows = {
@@ -173,7 +188,7 @@ def _show_train(settings: TrainSettings, manifest: dict[str, Any]) -> None:
         "loss": f"{manifest['loss']['first']:.4f} → {manifest['loss']['last']:.4f} in {done['steps']} steps",
         "time": duration(done["seconds"]),
     }
-    _table(f"train {settings.method}", rows)
+    _table(f"train {facts['method']}", rows)
     typer.echo(settings.output.output)
 
 
@@ -228,6 +243,12 @@ def _estimate(given: dict[str, Any], dry_run: bool) -> None:
     typer.echo(json.dumps(asdict(found)))
 
 
+def _select() -> Callable[[SelectSettings], dict[str, Any]]:
+    from cruxtune.stages.select import select
+
+    return select
+
+
 def _train() -> Callable[[TrainSettings], dict[str, Any]]:
     from cruxtune.stages.train import train
 
@@ -274,12 +295,21 @@ app.command(
     "    cruxtune estimate --responses runs/first/responses --positions 0.25",
 )(with_options(EstimateSettings, _estimate))
 _stage(
+    "select",
+    SelectSettings,
+    _select,
+    _show_select,
+    "Stage 3: weigh every token of the annotated responses by one of several methods, and say which are kept.\n\n"
+    "Example:\n\n"
+    "    cruxtune select --method entropy --annotations runs/first/annotations --output runs/first/entropy",
+)
+_stage(
     "train",
     TrainSettings,
     _train,
     _show_train,
-    "Stage 4: fine-tune on the critical tokens (cft), on all tokens of the same responses (sft), or on worked "
-    "solutions (gold).\n\n"
+    "Stage 4: fine-tune on the critical tokens (cft), on all tokens of the same responses (sft), on worked solutions "
+    "(gold), or on what `cruxtune select` chose.\n\n"
     "Example:\n\n"
     "    cruxtune train --method cft --annotations runs/first/annotations --learning-rate 1e-5 --output runs/first/cft",
 )

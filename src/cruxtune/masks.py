@@ -1,11 +1,12 @@
-"""Labels from masks.
+"""Training rows from weights per token.
 
-Masks are aligned with the response's tokens and unshifted: mask[t] = 1 means "learn to predict token t". The model
-shifts labels itself; only exporters know other conventions.
+Weights are aligned with the response's tokens and unshifted: weight[t] > 0 means "learn to predict token t", that much.
+The model shifts labels itself; only exporters know other conventions.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,29 +15,36 @@ IGNORE_INDEX = -100
 
 @dataclass(frozen=True)
 class TrainingRow:
-    """One sequence for a trainer: `input_ids` and `labels` of the same length, IGNORE_INDEX where there is no loss."""
+    """One sequence for a trainer: `input_ids`, and as many `weights`, 0 where there is no loss."""
 
     input_ids: list[int]
-    labels: list[int]
+    weights: list[float]
+
+    @property
+    def labels(self) -> list[int]:
+        """The ids that carry loss, IGNORE_INDEX elsewhere."""
+        return [token if weight else IGNORE_INDEX for token, weight in zip(self.input_ids, self.weights, strict=True)]
 
     @property
     def trained(self) -> int:
         """How many tokens carry loss."""
-        return sum(label != IGNORE_INDEX for label in self.labels)
+        return sum(weight > 0 for weight in self.weights)
 
 
-def training_row(prompt_ids: Sequence[int], response_ids: Sequence[int], mask: Sequence[bool]) -> TrainingRow:
-    """Return the row that trains on the response tokens whose mask is set, with everything else as context.
+def training_row(prompt_ids: Sequence[int], response_ids: Sequence[int], weights: Sequence[float]) -> TrainingRow:
+    """Return the row that trains on the response tokens by their weights, with everything else as context.
 
-    Nothing is added or cut: a final end-of-sequence token is trained exactly if the mask says so.
+    Nothing is added or cut: a final end-of-sequence token is trained exactly if its weight says so.
 
     Raises:
-        ValueError: the mask has not one entry per response token.
+        ValueError: not one weight per response token, or one that is negative or no number.
 
-    >>> training_row([5, 6], [7, 8], [False, True])
-    TrainingRow(input_ids=[5, 6, 7, 8], labels=[-100, -100, -100, 8])
+    >>> row = training_row([5, 6], [7, 8], [False, 0.5])
+    >>> row, row.labels
+    (TrainingRow(input_ids=[5, 6, 7, 8], weights=[0.0, 0.0, 0.0, 0.5]), [-100, -100, -100, 8])
     """
-    if len(mask) != len(response_ids):
-        raise ValueError(f"the mask has {len(mask)} entries for {len(response_ids)} response tokens")
-    labels = [token if kept else IGNORE_INDEX for token, kept in zip(response_ids, mask, strict=True)]
-    return TrainingRow([*prompt_ids, *response_ids], [IGNORE_INDEX] * len(prompt_ids) + labels)
+    if len(weights) != len(response_ids):
+        raise ValueError(f"there are {len(weights)} weights for {len(response_ids)} response tokens")
+    if wrong := [weight for weight in weights if not (weight >= 0 and math.isfinite(weight))]:
+        raise ValueError(f"a weight is {wrong[0]}; weights are finite and not negative")
+    return TrainingRow([*prompt_ids, *response_ids], [0.0] * len(prompt_ids) + [float(weight) for weight in weights])

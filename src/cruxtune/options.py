@@ -142,7 +142,8 @@ def _cli_type(annotation: Any) -> Any:
 
 
 def _literal(annotation: Any) -> tuple[str, ...]:
-    return get_args(annotation) if get_origin(annotation) is Literal else ()
+    optional = (annotation, *get_args(annotation))
+    return next((get_args(part) for part in optional if get_origin(part) is Literal), ())
 
 
 def _is_mapping(annotation: Any) -> bool:

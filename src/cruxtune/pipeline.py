@@ -22,12 +22,14 @@ from cruxtune.stages.annotate import annotate
 from cruxtune.stages.compare import compare
 from cruxtune.stages.evaluate import evaluate
 from cruxtune.stages.respond import respond
+from cruxtune.stages.select import select
 from cruxtune.stages.train import train
 from cruxtune.store import Workspace, write_atomic
 
 _STAGES: dict[str, Callable[[Any], dict[str, Any]]] = {
     "respond": respond,
     "annotate": annotate,
+    "select": select,
     "train": train,
     "evaluate": evaluate,
     "compare": compare,

@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from typing import Any
 
 from cruxtune.errors import ConfigError, DataError, ModelError
@@ -19,6 +20,8 @@ from cruxtune.settings import PromptSettings
 
 CHAT_INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
 CHOICE_INSTRUCTION = "Please reason step by step, and put the letter of your choice within \\boxed{}."
+_WINDOW = 32
+"""Tokens decoded together, at least, where their character offsets are asked for."""
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _NOW = re.compile(r"strftime_now\(\s*(?P<quote>['\"])(?P<format>.*?)(?P=quote)\s*\)")
 
@@ -127,6 +130,33 @@ class Renderer:
     def _without_final_eos(self, ids: list[int]) -> list[int]:
         # Some tokenizers end every text with EOS; a prompt that ends so would ask for nothing.
         return ids[:-1] if len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id else ids
+
+
+def character_spans(tokenizer: Any, ids: Sequence[int]) -> tuple[str, list[tuple[int, int]]]:
+    """Return the text of response ids and each token's (start, end) in it, special tokens left out (empty spans).
+
+    A token that holds some bytes of a character has the whole character in its span, so that spans may overlap.
+    """
+
+    def decode(part: Sequence[int]) -> str:
+        return tokenizer.decode(part, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    text = decode(ids)
+    spans: list[tuple[int, int]] = []
+    anchor = base = start = 0
+    for place in range(len(ids)):
+        piece = decode(ids[anchor : place + 1])
+        # What is decoded of an unfinished character is a replacement mark, which the whole text does not have there.
+        agreed = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(piece, text[base:], strict=False)))
+        end = base + agreed
+        spans.append((start, min(end + (agreed < len(piece)), len(text))))
+        start = end
+        # Decoding from the beginning every time would be quadratic, and from anywhere else may differ at its start.
+        if agreed == len(piece) and place - anchor >= _WINDOW:
+            last = decode(ids[place : place + 1])
+            if last and text.endswith(last, 0, end):
+                anchor, base = place, end - len(last)
+    return text, spans
 
 
 def worked_solution(problem: Problem) -> str:

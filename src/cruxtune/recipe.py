@@ -18,6 +18,7 @@ from cruxtune.errors import ConfigError
 from cruxtune.options import merged
 from cruxtune.problems import ProblemSource
 from cruxtune.settings import (
+    SELECT_METHODS,
     AnnotateSettings,
     CompareSettings,
     DecodingSettings,
@@ -27,6 +28,7 @@ from cruxtune.settings import (
     PromptSettings,
     RespondSettings,
     S,
+    SelectSettings,
     Settings,
     TrainSettings,
     VerifierSettings,
@@ -38,6 +40,9 @@ START = "start"
 
 _BY_NAME = {"model": "model", "problems": "problems", "heldout": "problems"}
 """Sections that may be a text, and the field that it is."""
+
+_SELECT_KEYS = SelectSettings.model_fields.keys() - {"annotations", "output"}
+"""Keys of a model to train that are those of its selection."""
 
 
 class Splits(Settings):
@@ -69,7 +74,10 @@ class Recipe(Settings):
     )
     respond: dict[str, Any] = Field(default_factory=dict, description="Keys of `cruxtune respond`.")
     annotate: dict[str, Any] = Field(default_factory=dict, description="Keys of `cruxtune annotate`.")
-    train: dict[str, dict[str, Any]] = Field(description="A model to train for each name: keys of `cruxtune train`.")
+    train: dict[str, dict[str, Any]] = Field(
+        description="A model to train for each name: keys of `cruxtune train`, whose `method` may also be one of "
+        "`cruxtune select`, with that command's keys."
+    )
     evaluate: dict[str, Any] = Field(default_factory=dict, description="Keys of `cruxtune evaluate`.")
     expected_seconds: dict[str, float] = Field(
         default_factory=dict, description="Seconds that each step took elsewhere, to tell the time left."
@@ -164,8 +172,14 @@ def plan(recipe: Recipe, *, overwrite: bool = False) -> list[Step]:
     leaves = {"responses": root / "responses", **engine, **recipe.annotate}
     wanted.append(("annotate", "annotate", settings(AnnotateSettings, "annotate", leaves, "annotations")))
     for name, section in recipe.train.items():
-        leaves = {"annotations": root / "annotations", **prompt, **section}
-        wanted.append((f"train {name}", "train", settings(TrainSettings, f"train.{name}", leaves, f"models/{name}")))
+        where, source = f"train.{name}", {"annotations": root / "annotations"}
+        if section.get("method") in SELECT_METHODS:
+            leaves = {**source, **{key: value for key, value in section.items() if key in _SELECT_KEYS}}
+            section = {key: value for key, value in section.items() if key not in _SELECT_KEYS}
+            source = {"selection": root / "selections" / name}
+            wanted.append((f"select {name}", "select", settings(SelectSettings, where, leaves, f"selections/{name}")))
+        leaves = {**source, **prompt, **section}
+        wanted.append((f"train {name}", "train", settings(TrainSettings, where, leaves, f"models/{name}")))
     names = [START, *recipe.train]
     if len(set(names)) < len(names):
         errors.append(f"train.{START}: this name is taken by the model that training starts from; choose another")

@@ -165,6 +165,30 @@ class Rollout:
 
 
 @dataclass(frozen=True)
+class Selection:
+    """What is trained of one response: a weight per token, 0 where there is no loss.
+
+    `index` counts the responses of the same problem in the annotations, `critical` is their critical mask.
+    """
+
+    id: str
+    index: int
+    prompt_ids: list[int]
+    response_ids: list[int]
+    weights: list[float]
+    critical: list[bool | None]
+
+    def to_row(self) -> dict[str, Any]:
+        """Return the flat row."""
+        return dict(vars(self))
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Selection:
+        """Return the selection of a row."""
+        return cls(**{name: row[name] for name in SELECTION_SCHEMA.names})
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """One sampled (or greedy, sample 0 of temperature 0) response to a held-out problem.
 
@@ -241,6 +265,14 @@ _ROLLOUT = {
     "finish_reason": pa.string(),
     **_VERDICT,
 }
+_SELECTION = {
+    "id": pa.string(),
+    "index": pa.int32(),
+    "prompt_ids": _IDS,
+    "response_ids": _IDS,
+    "weights": pa.list_(pa.float32()),
+    "critical": pa.list_(pa.bool_()),
+}
 _EVALUATION = {
     "id": pa.string(),
     "sample": pa.int32(),
@@ -258,4 +290,5 @@ PROBLEM_SCHEMA = pa.schema(_PROBLEM)
 RESPONSE_SCHEMA = pa.schema(_RESPONSE)
 ANNOTATION_SCHEMA = pa.schema(_ANNOTATION)
 ROLLOUT_SCHEMA = pa.schema(_ROLLOUT)
+SELECTION_SCHEMA = pa.schema(_SELECTION)
 EVALUATION_SCHEMA = pa.schema(_EVALUATION)

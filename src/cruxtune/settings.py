@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from cruxtune.errors import ConfigError
 from cruxtune.problems import ProblemSource
+from cruxtune.trainer_fields import REFUSED_TRAINER_FIELDS
 
 S = TypeVar("S", bound=BaseModel)
 
@@ -22,54 +23,6 @@ EMBEDDED = "embedded"
 
 SINGULAR = {"fields": "field", "evaluations": "evaluation"}
 """Fields of several name=value pairs, whose flag is given once for each pair."""
-
-_LABELS = "the labels are ours: which tokens are trained is what --method decides"
-_BATCHES = "methods would no longer see the same rows in the same batches"
-_OURS = "the model and tokenizer are ours to load"
-
-REFUSED_TRAINER_FIELDS = {
-    "accelerator_config": _BATCHES,
-    "assistant_only_loss": _LABELS,
-    "auto_find_batch_size": _BATCHES,
-    "average_tokens_across_devices": "off, the mean over several devices would be wrong",
-    "chat_template_path": "prompts are rendered with --template, the same in every stage",
-    "completion_only_loss": _LABELS,
-    "data_seed": "use --seed",
-    "dataloader_drop_last": "it drops rows",
-    "dataset_kwargs": "rows are token ids, ready as they are",
-    "dataset_num_proc": "rows are token ids, ready as they are",
-    "dataset_text_field": "rows are token ids, ready as they are",
-    "eos_token": _OURS,
-    "eval_packing": _BATCHES,
-    "gradient_accumulation_steps": "use --batch-size and --micro-batch-size",
-    "ignore_data_skip": "a resumed run would see other rows",
-    "label_smoothing_factor": "it replaces the loss, and costs a second full set of logits",
-    "learning_rate": "use --learning-rate",
-    "length_column_name": _BATCHES,
-    "liger_kernel_config": "its loss ignores the labels that we give",
-    "logging_nan_inf_filter": "it would log a loss that is not a number as 0",
-    "max_length": "truncation drops critical tokens silently; rows beyond the context are counted and left out",
-    "model_init_kwargs": _OURS,
-    "num_train_epochs": "use --epochs",
-    "output_dir": "use --output",
-    "packing": _BATCHES,
-    "packing_strategy": _BATCHES,
-    "pad_token": _OURS,
-    "padding_free": _BATCHES,
-    "per_device_train_batch_size": "use --batch-size and --micro-batch-size",
-    "push_to_hub": "push the checkpoint once it is finished",
-    "remove_unused_columns": "rows hold ids and labels only",
-    "resume_from_checkpoint": "run the same command again: it resumes by itself",
-    "save_only_model": "an interrupted run could not resume",
-    "seed": "use --seed",
-    "shuffle_dataset": _BATCHES,
-    "train_sampling_strategy": _BATCHES,
-    "truncation_mode": "rows are never truncated",
-    "trust_remote_code": _OURS,
-    "use_cpu": "use --device",
-    "use_liger_kernel": "its loss ignores the labels that we give",
-}
-"""SFTConfig fields that a recipe may not set in `trainer`: they change or drop labels, or have a flag of their own."""
 
 
 class Settings(BaseModel):
@@ -217,6 +170,62 @@ class EstimateSettings(CounterfactualSettings):
     limit: int | None = Field(None, gt=0, description="Count only the first N correct responses.")
 
 
+Selector = Literal[
+    "critical", "all", "non-critical", "random", "numeric", "entropy", "attention", "rho1", "criticality"
+]
+SelectMethod = Literal[Selector, "union", "intersection"]
+SELECT_METHODS: tuple[str, ...] = get_args(SelectMethod)
+_WITH_SHARE = {"random", "entropy", "attention", "rho1"}
+
+
+class SelectSettings(Settings):
+    """Stage 3: a weight for every token of the annotated responses."""
+
+    method: SelectMethod = Field(
+        description="critical: CFT; all: SFT; non-critical: the complement; random: as many as critical; numeric: "
+        "tokens with a digit; entropy, attention, rho1: highest first; criticality: graded weights; union, "
+        "intersection: of --first and --second."
+    )
+    annotations: Path = Field(description="Output of `cruxtune annotate`.")
+    share: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="random, entropy, attention, rho1: share of each response's tokens to keep; by default as many as "
+        "are critical in it.",
+    )
+    first: Selector | None = Field(None, description="union, intersection: the one method.")
+    second: Selector | None = Field(None, description="union, intersection: the other method.")
+    reference: str | None = Field(
+        None, description="rho1: reference model of the same tokenizer (Hub id, directory, adapter or .gguf file)."
+    )
+    unknown: Literal["leave-out", "train"] = Field(
+        "leave-out",
+        description="critical, non-critical, criticality: what to do with tokens that annotation did not ask about.",
+    )
+    output: OutputSettings
+
+    @property
+    def methods(self) -> set[str]:
+        """The methods whose weights are needed, without union and intersection."""
+        return {name for name in (self.method, self.first, self.second) if name in get_args(Selector)}
+
+    @model_validator(mode="after")
+    def _check(self) -> SelectSettings:
+        joins = self.method in ("union", "intersection")
+        if joins and not (self.first and self.second):
+            raise ValueError(f"method {self.method} joins two methods; name them with --first and --second")
+        if not joins and (self.first or self.second):
+            raise ValueError(f"--first and --second belong to union and intersection, not to method {self.method}")
+        if "rho1" in self.methods and self.reference is None:
+            raise ValueError("method rho1 compares with a reference model; name it with --reference")
+        if "rho1" not in self.methods and self.reference is not None:
+            raise ValueError(f"--reference belongs to rho1, not to method {self.method}")
+        if self.share is not None and not self.methods & _WITH_SHARE:
+            raise ValueError(f"--share belongs to {', '.join(sorted(_WITH_SHARE))}, not to method {self.method}")
+        return self
+
+
 class LoraSettings(Settings):
     """Low-rank adapters by PEFT, on all linear layers."""
 
@@ -229,17 +238,22 @@ class LoraSettings(Settings):
 class TrainSettings(Settings):
     """Stage 4: fine-tune on the chosen tokens."""
 
-    method: Literal["cft", "sft", "gold"] = Field(
+    method: Literal["cft", "sft", "gold"] | None = Field(
+        None,
         description="cft: critical tokens only; sft: every token of the same responses; gold: the problems' worked "
-        "solutions (a cold start)."
+        "solutions (a cold start). Not with --selection, which has a method of its own.",
     )
     annotations: Path | None = Field(None, description="Output of `cruxtune annotate` (cft and sft).")
+    selection: Path | None = Field(None, description="Output of `cruxtune select`: any other method.")
     problems: ProblemSource | None = None
     model: ModelSettings | None = Field(
         None, description="Model to start from; by default the one that made the annotations (gold needs it)."
     )
     prompt: PromptSettings = PromptSettings()
     output: OutputSettings
+    loss: Literal["nll", "dft"] = Field(
+        "nll", description="nll: negative log-likelihood; dft: the same times the probability of the token, held fixed."
+    )
     learning_rate: float = Field(1e-5, gt=0, description="Peak learning rate.")
     unknown: Literal["leave-out", "train"] = Field(
         "leave-out",
@@ -250,17 +264,34 @@ class TrainSettings(Settings):
     micro_batch_size: int | None = Field(
         None, gt=0, description="Rows per forward pass; smaller ones are accumulated (by default the whole batch)."
     )
+    packing: int | None = Field(
+        None,
+        gt=0,
+        description="Pack whole rows into sequences of at most this many tokens, which are then the rows of a batch.",
+    )
+    padding_free: bool = Field(False, description="Put the rows of a forward pass one behind the other, unpadded.")
     low_rank: LoraSettings = LoraSettings()
     trainer: dict[str, Any] = Field(
         default_factory=dict,
         description="Any other SFTConfig field as name=value, e.g. weight_decay=0.1; some are refused by name.",
     )
 
+    @field_validator("method", mode="before")
+    @classmethod
+    def _not_a_selector(cls, value: Any) -> Any:
+        if value in SELECT_METHODS:
+            raise ValueError("this is a method of `cruxtune select`, whose output goes to --selection")
+        return value
+
     @model_validator(mode="after")
     def _check(self) -> TrainSettings:
+        if self.selection is not None and (self.method or self.annotations):
+            raise ValueError("--selection says what is trained; leave out --method and --annotations")
+        if self.selection is None and self.method is None:
+            raise ValueError("name what is trained: --method and --annotations, or --selection")
         if self.method == "gold" and (self.problems is None or self.model is None):
             raise ValueError("method gold trains on worked solutions, so it needs --problems and --model")
-        if self.method != "gold" and self.annotations is None:
+        if self.method in ("cft", "sft") and self.annotations is None:
             raise ValueError(f"method {self.method} trains on annotated responses, so it needs --annotations")
         if self.micro_batch_size and self.batch_size % self.micro_batch_size:
             raise ValueError(

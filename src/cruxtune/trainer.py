@@ -1,7 +1,6 @@
 """TRL's SFTTrainer on our rows: what is set, what is left to the user, how a run resumes, what is saved.
 
-The loss is L = −Σ_t c_t log p_θ(y_t | Q, y_<t) / Σ_t c_t over the batch (DESIGN §2.5), which is what TRL computes from
-`input_ids` and `labels` with −100 where c_t = 0.
+The loss is L = −Σ_t w_t log p_θ(y_t | Q, y_<t) / Σ_t w_t over the batch (DESIGN §2.5; see `cruxtune.weighted`).
 """
 
 from __future__ import annotations
@@ -41,14 +40,18 @@ def training_model_settings(model: ModelSettings, lora: LoraSettings) -> ModelSe
 def build_trainer(
     model: Any, tokenizer: Any, rows: Sequence[TrainingRow], settings: TrainSettings, asked: ModelSettings, work: Path
 ) -> Any:
-    """Return the SFTTrainer for these rows; checkpoints go to `work`.
+    """Return the trainer for these rows; checkpoints go to `work`.
 
     Raises:
-        ConfigError: SFTConfig refuses a field of `settings.trainer`.
+        ConfigError: SFTConfig refuses a field of `settings.trainer`, the model has a prompt-tuning adapter, or rows are
+            to be packed into less than the longest of them.
     """
-    from datasets import Dataset
     from peft import LoraConfig
-    from trl import SFTConfig, SFTTrainer
+    from trl import SFTConfig
+
+    from cruxtune.weighted import WeightedTrainer
+
+    _refuse_virtual_tokens(model, asked)
 
     # The environment would override bf16 silently, and TRL reports its use to the Hub.
     os.environ.pop("ACCELERATE_MIXED_PRECISION", None)
@@ -65,6 +68,7 @@ def build_trainer(
         # Spaced, since an epoch's order is drawn from data_seed + epoch; unset, it would depend on what ran before.
         "data_seed": settings.output.seed * 1000,
         "max_length": None,
+        "padding_free": settings.padding_free or settings.packing is not None,
         "use_cpu": device == "cpu",
         "bf16": asked.dtype == "auto" and computes_in_bfloat16(device),
         "activation_checkpointing": device.startswith("cuda"),
@@ -90,15 +94,43 @@ def build_trainer(
         target_modules="all-linear",
         task_type="CAUSAL_LM",
     )
-    dataset = Dataset.from_list([{"input_ids": row.input_ids, "labels": row.labels} for row in rows])
     with quiet_libraries():
-        return SFTTrainer(
+        return WeightedTrainer(
+            loss=settings.loss,
             model=model,
             args=config,
-            train_dataset=dataset,
+            train_dataset=_dataset(rows, settings.packing),
             processing_class=tokenizer,
             peft_config=adapter if lora.lora else None,
         )
+
+
+def _dataset(rows: Sequence[TrainingRow], packing: int | None) -> Any:
+    """Return the rows as a dataset, packed if asked for: by their whole length, so that methods share every batch."""
+    from datasets import Dataset
+    from trl.data_utils import pack_dataset
+
+    columns = [{"input_ids": row.input_ids, "labels": row.labels, "weights": row.weights} for row in rows]
+    dataset = Dataset.from_list(columns)
+    if packing is None:
+        return dataset
+    longest = max(len(row.input_ids) for row in rows)
+    if packing < longest:
+        raise ConfigError(
+            f"--packing {packing} is less than the longest row has tokens ({longest}), and rows are never cut; "
+            f"use at least {longest}"
+        )
+    return pack_dataset(dataset, packing, "bfd")
+
+
+def _refuse_virtual_tokens(model: Any, asked: ModelSettings) -> None:
+    """Refuse prompt tuning and its like: their virtual tokens stand before ours, so that weights would be elsewhere."""
+    for config in getattr(model, "peft_config", {}).values():
+        if config.is_prompt_learning:
+            raise ConfigError(
+                f"--model {asked.model} has a {config.peft_type.value} adapter, whose virtual tokens would shift every "
+                "weight; train the base model, or use --lora"
+            )
 
 
 def run_trainer(trainer: Any, title: str, *, on_save: Callable[[], None]) -> list[dict[str, Any]]:

@@ -37,23 +37,33 @@ class World:
         return build(of, {name: value for name, value in self.leaves.items() if name in known} | leaves)
 
 
+@pytest.fixture(scope="session")
+def make_world(tiny_checkpoint: Callable[..., Path]) -> Callable[[Path], World]:
+    """A maker of the world in a directory, which must be the working directory while stages run."""
+
+    def make(root: Path) -> World:
+        model = tiny_checkpoint(root / "model")
+        (root / "judge_even.py").write_text(JUDGE)
+        problems = root / "problems.jsonl"
+        rows = [{"id": f"p{n}", "question": f"What is {n} and {n * 7}?", "answer": str(n)} for n in range(24)]
+        problems.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        leaves = {
+            "model": str(model),
+            "dtype": "float64",
+            "problems": str(problems),
+            "kind": "custom",
+            "verifier": "judge_even:judge",
+            "max_new_tokens": 24,
+            "batch_size": 8,
+            "draft_length": 4,
+        }
+        return World(root, model, problems, leaves)
+
+    return make
+
+
 @pytest.fixture
-def world(tmp_path: Path, tiny_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> World:
+def world(tmp_path: Path, make_world: Callable[[Path], World], monkeypatch: pytest.MonkeyPatch) -> World:
     """The world in a directory of its own, which is the working directory."""
     monkeypatch.chdir(tmp_path)
-    model = tiny_checkpoint(tmp_path / "model")
-    (tmp_path / "judge_even.py").write_text(JUDGE)
-    problems = tmp_path / "problems.jsonl"
-    rows = [{"id": f"p{n}", "question": f"What is {n} and {n * 7}?", "answer": str(n)} for n in range(24)]
-    problems.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    leaves = {
-        "model": str(model),
-        "dtype": "float64",
-        "problems": str(problems),
-        "kind": "custom",
-        "verifier": "judge_even:judge",
-        "max_new_tokens": 24,
-        "batch_size": 8,
-        "draft_length": 4,
-    }
-    return World(tmp_path, model, problems, leaves)
+    return make_world(tmp_path)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -37,6 +37,26 @@ _AREA = 512
 """Most rows of such a product, padding included: one branch that reads a lot at once is not a burden to all."""
 _PREFILL_CHUNK = 256
 """Queries of a prefill attended together where the scores have to be made by hand."""
+
+
+class AttentionPlan(Protocol):
+    """What a pass does in place of attention, layer by layer, and how often it was asked to."""
+
+    calls: int
+    positions: torch.Tensor
+
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scaling: float,
+        softcap: float | None,
+        window: int | None,
+    ) -> torch.Tensor:
+        """Return what every token attends to, (tokens, heads, value width), from (heads, tokens, width) each."""
+        ...
 
 
 class Unservable(Exception):
@@ -295,7 +315,7 @@ def packed_attention(
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
-    branch_pass: Pack | Prefill | None = None,
+    branch_pass: AttentionPlan | None = None,
     **rest: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attend as the pass says; the signature is that of transformers' attention interface.

@@ -10,7 +10,7 @@ import torch
 
 from cruxtune.engines.base import Usage
 from cruxtune.engines.cache import Feed, Prefix, Slots, storage_dtype
-from cruxtune.engines.packing import IMPLEMENTATION, Pack, Prefill, Unservable, windows_of
+from cruxtune.engines.packing import IMPLEMENTATION, AttentionPlan, Pack, Prefill, Unservable, windows_of
 from cruxtune.engines.plain import longest_exact
 
 _TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-2}
@@ -63,6 +63,10 @@ class Passes:
         """Put the branches' tokens through the model; return the logits at the tokens `keep` (rows, vocabulary)."""
         return self._forward(ids, Pack(slots, feeds, self.device), keep)
 
+    def read(self, ids: Sequence[int], plan: AttentionPlan) -> None:
+        """Put tokens through the model for what the plan makes of its attention alone."""
+        self._forward(ids, plan, [0])
+
     def workspace(self, tokens: int, longest: int) -> int:
         """Return about how many bytes a pass takes besides keys and values: logits, activations, attention scores."""
         text = self._inner.config.get_text_config()
@@ -81,7 +85,7 @@ class Passes:
             raise Unservable("its attention implementation cannot be chosen")
 
     @torch.inference_mode()
-    def _forward(self, ids: Sequence[int], plan: Pack | Prefill, keep: Sequence[int]) -> torch.Tensor:
+    def _forward(self, ids: Sequence[int], plan: AttentionPlan, keep: Sequence[int]) -> torch.Tensor:
         # The model has our attention for the time of a pass only: it stays what it was for everybody else, and models
         # whose own attention is not SDPA (soft caps) have no other way to be themselves.
         config = self._inner.config
@@ -96,7 +100,7 @@ class Passes:
         self.usage.model_calls += 1
         return output.logits[0]
 
-    def _call(self, ids: Sequence[int], plan: Pack | Prefill, keep: Sequence[int]) -> Any:
+    def _call(self, ids: Sequence[int], plan: AttentionPlan, keep: Sequence[int]) -> Any:
         return self._model(
             input_ids=torch.tensor([list(ids)], device=self.device),
             position_ids=plan.positions[None],

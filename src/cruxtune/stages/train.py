@@ -1,6 +1,7 @@
 """Stage 4: fine-tune on the chosen tokens (DESIGN §2.5): cft on critical ones, sft on all, gold on worked solutions.
 
-cft and sft see the same rows in the same order: those with at least one critical token. No token is added to a
+What `select` chose trains alike. All but gold see the same rows in the same order: those with at least one critical
+token. No token is added to a
 response or cut from it: its end-of-sequence token is trained by sft always, and by cft where it is critical.
 """
 
@@ -11,7 +12,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cruxtune.accounting import peak_memory_gib
@@ -21,7 +22,8 @@ from cruxtune.models import context_length, end_of_sequence_ids, fingerprint, lo
 from cruxtune.problems import fingerprint as problems_fingerprint
 from cruxtune.problems import load_problems
 from cruxtune.prompts import Renderer, tokenizer_hash
-from cruxtune.records import Annotation, Problem
+from cruxtune.records import Problem
+from cruxtune.selectors import critical, every
 from cruxtune.settings import ModelSettings, TrainSettings, identity_of, recorded
 from cruxtune.store import Workspace, finished_manifest, read_rows, write_atomic
 from cruxtune.trainer import build_trainer, prepare_base, run_trainer, save_result, training_model_settings
@@ -37,7 +39,7 @@ def train(settings: TrainSettings) -> dict[str, Any]:
         ConfigError: another tokenizer than the one that made the annotations, or a trainer field that is refused.
         StoreError: the annotations are unfinished, or the output belongs to other settings.
     """
-    source = _Gold(settings) if settings.method == "gold" else _Annotated(settings)
+    source = _Gold(settings) if settings.method == "gold" else _Responses(settings)
     output = settings.output
     identity = identity_of(settings, model=fingerprint(source.model), **source.identity)
     with Workspace(output.output, "train", identity, overwrite=output.overwrite) as workspace:
@@ -52,6 +54,7 @@ def train(settings: TrainSettings) -> dict[str, Any]:
             {
                 "tokenizer": tokenizer_hash(tokenizer),
                 "eos_ids": end_of_sequence_ids(model, tokenizer),
+                "method": source.method,
                 "rows": len(rows),
                 "rows_dropped": dropped,
                 "tokens_per_epoch": trained,
@@ -66,7 +69,7 @@ def train(settings: TrainSettings) -> dict[str, Any]:
         model.generation_config.eos_token_id = workspace.manifest["facts"]["eos_ids"]
         # The trainer gives its tokenizer a padding token; the one that is saved stays as it was.
         trainer = build_trainer(model, copy.deepcopy(tokenizer), rows, settings, source.model, work)
-        log = run_trainer(trainer, f"train {settings.method}", on_save=clock.save)
+        log = run_trainer(trainer, f"train {source.method}", on_save=clock.save)
         save_result(trainer, tokenizer, output.output)
         write_atomic(output.output / "training_log.jsonl", "".join(json.dumps(entry) + "\n" for entry in log).encode())
         shutil.rmtree(work)
@@ -98,49 +101,43 @@ class _Clock:
         self._workspace.save()
 
 
-class _Annotated:
-    """Rows from annotated responses; the model is the one that annotated unless another is named."""
+class _Responses:
+    """Rows from annotated responses or a selection of them; the model is the one that annotated, or another named."""
 
     def __init__(self, settings: TrainSettings) -> None:
-        assert settings.annotations is not None
-        self._path = settings.annotations
-        self._method = settings.method
-        self._limit = settings.output.limit
-        self._train_unknown = settings.unknown == "train"
-        self._manifest = finished_manifest(settings.annotations, "annotate", "--annotations")
-        self.model = settings.model or recorded(
-            ModelSettings, self._manifest["settings"]["model"], settings.annotations
-        )
-        self.identity = {"annotations": self._manifest["fingerprint"]}
+        path = settings.selection or settings.annotations
+        assert path is not None
+        self._path, self._settings = path, settings
+        self._stage, self._flag = ("select", "--selection") if settings.selection else ("annotate", "--annotations")
+        self._manifest = finished_manifest(path, self._stage, self._flag)
+        self.method = settings.method or self._manifest["settings"]["method"]
+        self.model = settings.model or recorded(ModelSettings, self._manifest["settings"]["model"], path)
+        self.identity = {self._flag[2:]: self._manifest["fingerprint"]}
         self.response_tokens = 0
 
     def rows(self, tokenizer: Any) -> list[TrainingRow]:
         if tokenizer_hash(tokenizer) != self._manifest["facts"]["tokenizer"]:
             raise ConfigError(
-                f"--model {self.model.model} has another tokenizer than the model that made --annotations "
+                f"--model {self.model.model} has another tokenizer than the model that made {self._flag} "
                 f"{self._path}, so that its ids mean other text; train a model of the same tokenizer"
             )
-        annotations = [Annotation.from_row(row) for row in read_rows(self._path)][: self._limit]
-        usable = [annotation for annotation in annotations if any(annotation.critical)]
-        if not usable:
-            raise DataError(
-                f"--annotations {self._path}: none of {len(annotations)} responses has a critical token, so there is "
-                "nothing to train on; annotate more responses, or harder problems"
-            )
-        self.response_tokens = sum(len(annotation.critical) for annotation in usable)
-        return [
-            training_row(
-                annotation.response.prompt_ids,
-                annotation.response.response_ids,
-                self._mask(annotation),
-            )
-            for annotation in usable
-        ]
+        selected = list(read_rows(self._path))[: self._settings.output.limit]
+        if self._stage == "annotate":
+            found, selected = len(selected), [row for row in selected if any(row["critical"])]
+            if not selected:
+                raise DataError(
+                    f"--annotations {self._path}: none of {found} responses has a critical token, so there is "
+                    "nothing to train on; annotate more responses, or harder problems"
+                )
+        self.response_tokens = sum(len(row["response_ids"]) for row in selected)
+        return [training_row(row["prompt_ids"], row["response_ids"], self._weights(row)) for row in selected]
 
-    def _mask(self, annotation: Annotation) -> list[bool]:
-        if self._method != "cft":
-            return [True] * len(annotation.critical)
-        return [self._train_unknown if critical is None else critical for critical in annotation.critical]
+    def _weights(self, row: Mapping[str, Any]) -> list[float]:
+        if self._stage == "select":
+            return list(row["weights"])
+        if self._settings.method == "cft":
+            return critical(row["critical"], unknown=float(self._settings.unknown == "train"))
+        return every(row["critical"])
 
 
 class _Gold:
@@ -149,6 +146,7 @@ class _Gold:
     def __init__(self, settings: TrainSettings) -> None:
         assert settings.problems is not None
         assert settings.model is not None
+        self.method = "gold"
         self.model = settings.model
         self._prompt = settings.prompt
         self._problems: list[Problem] = load_problems(
@@ -163,7 +161,7 @@ class _Gold:
         for problem in self._problems:
             ids = renderer.solution_ids(problem)
             self.response_tokens += len(ids)
-            rows.append(training_row(renderer.render(problem), ids, [True] * len(ids)))
+            rows.append(training_row(renderer.render(problem), ids, [1.0] * len(ids)))
         return rows
 
 
