@@ -252,3 +252,16 @@ def test_facts_tell_tokenizers_templates_and_dates_apart(tiny_tokenizer: Tokeniz
     grown = tiny_tokenizer()
     grown.add_tokens(["<think>"])
     assert tokenizer_hash(grown) != tokenizer_hash(tiny_tokenizer())
+
+
+def test_character_spans_cover_the_characters_that_tokens_hold(tiny_tokenizer: Callable[..., Any]) -> None:
+    """Bytes of one character all have it, special tokens have nothing, and long texts come out as short ones do."""
+    from cruxtune.prompts import character_spans
+
+    tokenizer = tiny_tokenizer()
+    text = "é５ 1" * 30
+    ids = [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
+    decoded, spans = character_spans(tokenizer, ids)
+    expected = [(place, place + 1) for place, character in enumerate(text) for _ in character.encode()]
+    assert decoded == text
+    assert spans == [*expected, (len(text), len(text))]
