@@ -208,7 +208,7 @@ class SelectSettings(Settings):
     @property
     def methods(self) -> set[str]:
         """The methods whose weights are needed, without union and intersection."""
-        return {name for name in (self.method, self.first, self.second) if name in get_args(Selector)}
+        return {str(name) for name in (self.method, self.first, self.second) if name in get_args(Selector)}
 
     @model_validator(mode="after")
     def _check(self) -> SelectSettings:
