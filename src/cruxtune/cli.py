@@ -18,6 +18,7 @@ from pydantic import BaseModel
 from rich.logging import RichHandler
 from rich.table import Table
 
+from cruxtune.accounting import cut_off
 from cruxtune.errors import CruxtuneError
 from cruxtune.options import DRY_RUN, merged, nested_values, with_options
 from cruxtune.progress import duration, stderr
@@ -138,6 +139,7 @@ def _cost(manifest: Mapping[str, Any]) -> dict[str, str]:
     fallback, accepted = manifest["shares"]["fallback_share"], manifest["shares"]["drafts_accepted"]
     return {
         "verdicts by the fallback": "-" if fallback is None else f"{100 * fallback:.1f} %",
+        "verdicts cut off": f"{cut_off(done):,}",
         "tokens": f"{done['tokens_emitted']:,.0f} emitted, {done['tokens_computed']:,.0f} put through the model",
         **({"drafts": f"{100 * accepted:.0f} % of {done['tokens_drafted']:,.0f} tokens right"} if accepted else {}),
         "passes": f"{done['model_calls']:,.0f}",

@@ -59,7 +59,7 @@ class Verdict:
 
     `reason` names what decided: the form in which the answer was found ("boxed", "hash", "phrase", "line", or one of
     the fallbacks "last-number", "last-letter", "last-line"), the user's function ("custom"), or why there is no answer
-    ("no-answer", "custom-error", "gym-error", "time-out", "crash"). See `cruxtune.verifiers`.
+    ("no-answer", "custom-error", "gym-error", "time-out", "memory", "crash"). See `cruxtune.verifiers`.
     """
 
     correct: bool

@@ -90,7 +90,12 @@ def _note(engine: Engine, saved: Callable[[], int]) -> Callable[[], str]:
 
 def open_verifier(settings: VerifierSettings) -> Verifier:
     """Return the verifier of these settings; a context manager."""
-    return Verifier(strict=settings.strict_answers, timeout=settings.verify_timeout, function=settings.verifier)
+    return Verifier(
+        strict=settings.strict_answers,
+        timeout=settings.verify_timeout,
+        memory=settings.verify_memory,
+        function=settings.verifier,
+    )
 
 
 def greedy(loop_stop: bool) -> Decoding:

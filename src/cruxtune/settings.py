@@ -121,6 +121,9 @@ class VerifierSettings(Settings):
         False, description="Accept only explicit answers (\\boxed{}, ####, 'the answer is'), never the last number."
     )
     verify_timeout: float = Field(5.0, gt=0, description="Wall-clock limit of one comparison, in seconds.")
+    verify_memory: float = Field(
+        1.0, ge=0, description="GiB that one comparison may take above what a verifier process holds; 0 for no limit."
+    )
     verifier: str | None = Field(
         None, description="module:function that judges answers of kind custom: f(text, problem) -> bool."
     )
