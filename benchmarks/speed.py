@@ -215,7 +215,7 @@ class Speed:
         everywhere = [self._everywhere[place] for place in places]
         seconds, used, labels, rollouts = self._annotate(places, everywhere, engine, every=every)
         counts = {count: used[count] for count in _COUNTS}
-        scale = self._scale() if row == "c" else 1.0
+        scale = self._scale() if few else 1.0
         if scale != 1.0:
             note += f"; {len(places)} responses, scaled by rollouts"
         agreement = self._agreement(labels)
