@@ -36,10 +36,15 @@ def benchmark_rows(name: str, split: str, directory: Path | None) -> Rows:
         ConfigError: there is no such split or file, or the source cannot be reached.
     """
     _check_split(name, split, directory)
-    if directory is not None:
-        origin, columns, rows = file_rows(str(_file(name, split, directory)), ())
-        return Rows(origin, columns, ((where, _without_options(row)) for where, row in rows))
-    return Rows(f"{BENCHMARK}{name}/{split}", (), _source_rows(name, split))
+    # Wherever they are from, the same problems are the same: ids and origin do not name the place.
+    origin = f"{BENCHMARK}{name}/{split}"
+    if directory is None:
+        return Rows(origin, (), _source_rows(name, split))
+    _, columns, rows = file_rows(str(_file(name, split, directory)), ())
+    numbered = (
+        (where, {"id": f"{name}/{split}/{index}", **_without_options(row)}) for index, (where, row) in enumerate(rows)
+    )
+    return Rows(origin, columns, numbered)
 
 
 def require_files(names: Iterable[str], split: str, directory: Path | None) -> None:

@@ -48,7 +48,7 @@ def evaluate_benchmarks(settings: EvaluateSettings, *, policy: Policy | None = N
     for step in steps.values():
         assert step.problems is not None
         load_problems(step.problems, limit=1, benchmarks_dir=directory)
-    shared = _Shared(settings, policy)
+    shared = _Shared(policy)
     results = {}
     for number, (name, step) in enumerate(steps.items(), start=1):
         stderr.print(f"[bold]\\[{number}/{len(steps)}] {BENCHMARKS[name].title}[/bold]")
@@ -94,14 +94,13 @@ def markdown(overview: Mapping[str, Any]) -> str:
 class _Shared:
     """The policy, loaded when it is first needed, with the prompts of each benchmark."""
 
-    def __init__(self, settings: EvaluateSettings, policy: Policy | None) -> None:
-        self._settings = settings
+    def __init__(self, policy: Policy | None) -> None:
         self._loaded = policy
 
     def policy(self, step: EvaluateSettings) -> Policy:
         """Return the policy that renders with a benchmark's examples."""
         if self._loaded is None:
-            self._loaded = load_policy(self._settings.model, self._settings.prompt, self._settings.engine)
+            self._loaded = load_policy(step.model, step.prompt, step.engine)
         renderer = Renderer(self._loaded.renderer.tokenizer, step.prompt)
         return replace(self._loaded, renderer=renderer, facts={**self._loaded.facts, **renderer.facts()})
 
