@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from cruxtune.stages.evaluate import evaluate
     from cruxtune.stages.respond import respond
     from cruxtune.stages.train import train
+    from cruxtune.suite import evaluate_benchmarks
     from cruxtune.verifiers import Verifier, verify
 
 _HOMES = {
@@ -50,6 +51,7 @@ _HOMES = {
     "cruxtune.stages.evaluate": ("evaluate",),
     "cruxtune.stages.respond": ("respond",),
     "cruxtune.stages.train": ("train",),
+    "cruxtune.suite": ("evaluate_benchmarks",),
     "cruxtune.verifiers": ("Verifier", "verify"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -74,6 +76,7 @@ __all__ = [
     "build",
     "compare",
     "evaluate",
+    "evaluate_benchmarks",
     "load_problems",
     "read_recipe",
     "respond",

@@ -19,6 +19,8 @@ from rich.logging import RichHandler
 from rich.table import Table
 
 from cruxtune.accounting import cut_off
+from cruxtune.benchmarks import BenchmarkSettings
+from cruxtune.contamination import ContaminationSettings
 from cruxtune.errors import CruxtuneError
 from cruxtune.options import DRY_RUN, merged, nested_values, with_options
 from cruxtune.progress import duration, stderr
@@ -105,7 +107,7 @@ def _stage(
     show: Callable[[S, dict[str, Any]], None],
     help_: str,
 ) -> None:
-    """Register a stage's command; `load` imports the stage, which happens only when it runs."""
+    """Register a command; `load` imports what it runs, which happens only then."""
 
     def handler(given: dict[str, Any], dry_run: bool) -> None:
         settings = build(kind, given)
@@ -191,9 +193,22 @@ def _show_evaluate(settings: EvaluateSettings, manifest: dict[str, Any]) -> None
     typer.echo(settings.output.output)
 
 
+def _show_evaluated(settings: EvaluateSettings, done: dict[str, Any]) -> None:
+    if settings.benchmarks is None:
+        _show_evaluate(settings, done)
+        return
+    from cruxtune.benchmark_commands import show_overview
+
+    show_overview(done, settings.output.output)
+
+
 def _show_compare(settings: CompareSettings, _: dict[str, Any]) -> None:
     typer.echo((settings.output / "comparison.md").read_text())
     typer.echo(settings.output)
+
+
+def _nothing_more(_: BaseModel, __: dict[str, Any]) -> None:
+    """Show nothing: the command has shown what there is."""
 
 
 def _respond() -> Callable[[RespondSettings], dict[str, Any]]:
@@ -238,8 +253,21 @@ def _train() -> Callable[[TrainSettings], dict[str, Any]]:
 
 def _evaluate() -> Callable[[EvaluateSettings], dict[str, Any]]:
     from cruxtune.stages.evaluate import evaluate
+    from cruxtune.suite import evaluate_benchmarks
 
-    return evaluate
+    return lambda settings: evaluate(settings) if settings.benchmarks is None else evaluate_benchmarks(settings)
+
+
+def _benchmarks() -> Callable[[BenchmarkSettings], dict[str, Any]]:
+    from cruxtune.benchmark_commands import show_benchmarks
+
+    return show_benchmarks
+
+
+def _contamination() -> Callable[[ContaminationSettings], dict[str, Any]]:
+    from cruxtune.benchmark_commands import show_contamination
+
+    return show_contamination
 
 
 def _compare() -> Callable[[CompareSettings], dict[str, Any]]:
@@ -289,8 +317,9 @@ _stage(
     "evaluate",
     EvaluateSettings,
     _evaluate,
-    _show_evaluate,
-    "Stage 5: answer held-out problems greedily and by samples, and verify.\n\n"
+    _show_evaluated,
+    "Stage 5: answer held-out problems greedily and by samples, and verify. With --benchmarks, those of several "
+    "benchmarks (`cruxtune benchmarks` lists them).\n\n"
     "Example:\n\n"
     "    cruxtune evaluate --model runs/first/cft --problems gym:chain_sum --size 100 --seed 1000 --samples 4 "
     "--max-new-tokens 128 --output runs/first/eval-cft",
@@ -304,6 +333,25 @@ _stage(
     "Example:\n\n"
     "    cruxtune compare --evaluation sft=runs/first/eval-sft --evaluation cft=runs/first/eval-cft "
     "--output runs/first/comparison",
+)
+_stage(
+    "benchmarks",
+    BenchmarkSettings,
+    _benchmarks,
+    _nothing_more,
+    "The benchmarks by name: problems, licences, sources, and whether there are problems to train on.\n\n"
+    "Example:\n\n"
+    "    cruxtune benchmarks",
+)
+_stage(
+    "contamination",
+    ContaminationSettings,
+    _contamination,
+    _nothing_more,
+    "Problems to train on that occur in a benchmark: those that share 13 words in a row with one of its questions. "
+    "`--decontaminate` of `cruxtune respond` leaves them out.\n\n"
+    "Example:\n\n"
+    "    cruxtune contamination --problems train.jsonl --benchmarks gsm8k,math",
 )
 
 

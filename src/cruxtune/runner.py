@@ -35,11 +35,12 @@ def run_groups(
     load: Callable[[], Policy],
     work: Work,
     saved: Callable[[], int] | None = None,
+    notes: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Do what is not done yet of the source rows, group by group; return the manifest.
 
     `groups` are slices of the source, the same in every run. `steps` tells how many `unit`s of progress a slice is,
-    `saved` how many of them were not needed so far.
+    `saved` how many of them were not needed so far. `notes` are entries of the manifest that the stage has to add.
 
     Raises:
         StoreError: the output belongs to other settings, or is being written.
@@ -69,6 +70,7 @@ def run_groups(
             settings=settings.model_dump(mode="json"),
             shares=shares(totals),
             peak_memory_gib=round(peak_memory_gib(), 2),
+            **(notes or {}),
         )
 
 

@@ -10,10 +10,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
+from cruxtune.benchmarks import BenchmarkList, BenchmarkSettings
+from cruxtune.contamination import TrainingProblemsSettings
 from cruxtune.errors import ConfigError
 from cruxtune.problems import ProblemSource
+from cruxtune.trainer_fields import REFUSED_TRAINER_FIELDS
 
 S = TypeVar("S", bound=BaseModel)
 
@@ -22,54 +33,6 @@ EMBEDDED = "embedded"
 
 SINGULAR = {"fields": "field", "evaluations": "evaluation"}
 """Fields of several name=value pairs, whose flag is given once for each pair."""
-
-_LABELS = "the labels are ours: which tokens are trained is what --method decides"
-_BATCHES = "methods would no longer see the same rows in the same batches"
-_OURS = "the model and tokenizer are ours to load"
-
-REFUSED_TRAINER_FIELDS = {
-    "accelerator_config": _BATCHES,
-    "assistant_only_loss": _LABELS,
-    "auto_find_batch_size": _BATCHES,
-    "average_tokens_across_devices": "off, the mean over several devices would be wrong",
-    "chat_template_path": "prompts are rendered with --template, the same in every stage",
-    "completion_only_loss": _LABELS,
-    "data_seed": "use --seed",
-    "dataloader_drop_last": "it drops rows",
-    "dataset_kwargs": "rows are token ids, ready as they are",
-    "dataset_num_proc": "rows are token ids, ready as they are",
-    "dataset_text_field": "rows are token ids, ready as they are",
-    "eos_token": _OURS,
-    "eval_packing": _BATCHES,
-    "gradient_accumulation_steps": "use --batch-size and --micro-batch-size",
-    "ignore_data_skip": "a resumed run would see other rows",
-    "label_smoothing_factor": "it replaces the loss, and costs a second full set of logits",
-    "learning_rate": "use --learning-rate",
-    "length_column_name": _BATCHES,
-    "liger_kernel_config": "its loss ignores the labels that we give",
-    "logging_nan_inf_filter": "it would log a loss that is not a number as 0",
-    "max_length": "truncation drops critical tokens silently; rows beyond the context are counted and left out",
-    "model_init_kwargs": _OURS,
-    "num_train_epochs": "use --epochs",
-    "output_dir": "use --output",
-    "packing": _BATCHES,
-    "packing_strategy": _BATCHES,
-    "pad_token": _OURS,
-    "padding_free": _BATCHES,
-    "per_device_train_batch_size": "use --batch-size and --micro-batch-size",
-    "push_to_hub": "push the checkpoint once it is finished",
-    "remove_unused_columns": "rows hold ids and labels only",
-    "resume_from_checkpoint": "run the same command again: it resumes by itself",
-    "save_only_model": "an interrupted run could not resume",
-    "seed": "use --seed",
-    "shuffle_dataset": _BATCHES,
-    "train_sampling_strategy": _BATCHES,
-    "truncation_mode": "rows are never truncated",
-    "trust_remote_code": _OURS,
-    "use_cpu": "use --device",
-    "use_liger_kernel": "its loss ignores the labels that we give",
-}
-"""SFTConfig fields that a recipe may not set in `trainer`: they change or drop labels, or have a flag of their own."""
 
 
 class Settings(BaseModel):
@@ -108,6 +71,16 @@ class PromptSettings(Settings):
         None,
         description="Text after the question; by default it asks for step-by-step reasoning and \\boxed{} (chat) or "
         "nothing (plain). '' for none.",
+    )
+    examples: str | None = Field(
+        None,
+        description="Worked examples to show before the question: one of our sets (word, competition, table, medical, "
+        "abstract), or problems with solutions of your own, as for --problems.",
+    )
+    shots: int | None = Field(
+        None,
+        ge=0,
+        description="How many of --examples; by default the whole set (plain; 4 of your own) or none (chat).",
     )
     date: str = Field(
         "2024-07-26", description="The date that templates see (YYYY-MM-DD), so that prompts do not change."
@@ -177,6 +150,7 @@ class RespondSettings(Settings):
     skip_bad: bool = Field(
         False, description="Leave out problems without a usable gold answer instead of stopping at the first."
     )
+    training: TrainingProblemsSettings = TrainingProblemsSettings()
 
 
 class CounterfactualSettings(Settings):
@@ -254,6 +228,7 @@ class TrainSettings(Settings):
         None, gt=0, description="Rows per forward pass; smaller ones are accumulated (by default the whole batch)."
     )
     low_rank: LoraSettings = LoraSettings()
+    training: TrainingProblemsSettings = TrainingProblemsSettings()
     trainer: dict[str, Any] = Field(
         default_factory=dict,
         description="Any other SFTConfig field as name=value, e.g. weight_decay=0.1; some are refused by name.",
@@ -265,6 +240,11 @@ class TrainSettings(Settings):
             raise ValueError("method gold trains on worked solutions, so it needs --problems and --model")
         if self.method != "gold" and self.annotations is None:
             raise ValueError(f"method {self.method} trains on annotated responses, so it needs --annotations")
+        if self.method != "gold" and self.training != TrainingProblemsSettings():
+            raise ValueError(
+                f"method {self.method} trains on annotated responses; --decontaminate and --benchmarks-dir belong to "
+                "the `cruxtune respond` that chose their problems"
+            )
         if self.micro_batch_size and self.batch_size % self.micro_batch_size:
             raise ValueError(
                 f"micro_batch_size {self.micro_batch_size} does not divide batch_size {self.batch_size}: "
@@ -282,9 +262,16 @@ class TrainSettings(Settings):
 
 
 class EvaluateSettings(Settings):
-    """Stage 5: greedy and sampled responses to held-out problems, verified."""
+    """Stage 5: greedy and sampled responses to held-out problems or to benchmarks, verified."""
 
-    problems: ProblemSource
+    problems: ProblemSource | None = None
+    benchmarks: BenchmarkList = Field(
+        None,
+        validate_default=True,
+        description="Benchmarks to evaluate on instead of --problems, e.g. gsm8k,math500, or paper for the eleven of "
+        "the paper; each gets a directory in --output.",
+    )
+    files: BenchmarkSettings = BenchmarkSettings()
     model: ModelSettings
     prompt: PromptSettings = PromptSettings()
     verifier: VerifierSettings = VerifierSettings()
@@ -296,6 +283,13 @@ class EvaluateSettings(Settings):
     temperature: float = Field(1.0, gt=0, description="Temperature of the samples.")
     top_k: int = Field(0, ge=0, description="Sample among the K most probable tokens only; 0 for all.")
     top_p: float = Field(1.0, gt=0, le=1, description="Sample within this share of the probability only.")
+
+    @field_validator("benchmarks")
+    @classmethod
+    def _one_of_two(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if "problems" in info.data and (value is None) == (info.data["problems"] is None):
+            raise ValueError("either this or --problems is needed, to say what to evaluate on, and not both")
+        return value
 
 
 class CompareSettings(Settings):
@@ -394,7 +388,7 @@ def identity_of(settings: BaseModel, **replaced: Any) -> dict[str, Any]:
     another path are the same.
     """
     leaves = flat(settings)
-    for name in ("output", "overwrite", "memory_limit", *ProblemSource.model_fields):
+    for name in ("output", "overwrite", "memory_limit", "benchmarks_dir", *ProblemSource.model_fields):
         leaves.pop(name, None)
     return {**leaves, **replaced}
 

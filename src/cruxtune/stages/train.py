@@ -15,11 +15,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from cruxtune.accounting import peak_memory_gib
+from cruxtune.benchmark_rows import refuse_test_problems
+from cruxtune.contamination import training_problems
 from cruxtune.errors import ConfigError, DataError
 from cruxtune.masks import TrainingRow, training_row
 from cruxtune.models import context_length, end_of_sequence_ids, fingerprint, load_model
 from cruxtune.problems import fingerprint as problems_fingerprint
-from cruxtune.problems import load_problems
 from cruxtune.prompts import Renderer, tokenizer_hash
 from cruxtune.records import Annotation, Problem
 from cruxtune.settings import ModelSettings, TrainSettings, identity_of, recorded
@@ -33,7 +34,7 @@ def train(settings: TrainSettings) -> dict[str, Any]:
     """Fine-tune, save the checkpoint (or the adapter) in --output, and return its manifest.
 
     Raises:
-        DataError: nothing to train on, or a problem without a worked solution (gold).
+        DataError: nothing to train on, test problems of a benchmark, or a problem without a worked solution (gold).
         ConfigError: another tokenizer than the one that made the annotations, or a trainer field that is refused.
         StoreError: the annotations are unfinished, or the output belongs to other settings.
     """
@@ -79,6 +80,7 @@ def train(settings: TrainSettings) -> dict[str, Any]:
             },
             loss={"first": log[0]["loss"], "last": log[-1]["loss"]},
             peak_memory_gib=round(peak_memory_gib(), 2),
+            **source.notes,
         )
 
 
@@ -112,6 +114,7 @@ class _Annotated:
             ModelSettings, self._manifest["settings"]["model"], settings.annotations
         )
         self.identity = {"annotations": self._manifest["fingerprint"]}
+        self.notes: dict[str, Any] = {}
         self.response_tokens = 0
 
     def rows(self, tokenizer: Any) -> list[TrainingRow]:
@@ -121,6 +124,7 @@ class _Annotated:
                 f"{self._path}, so that its ids mean other text; train a model of the same tokenizer"
             )
         annotations = [Annotation.from_row(row) for row in read_rows(self._path)][: self._limit]
+        refuse_test_problems((item.response.problem for item in annotations), f"--annotations {self._path}")
         usable = [annotation for annotation in annotations if any(annotation.critical)]
         if not usable:
             raise DataError(
@@ -151,9 +155,11 @@ class _Gold:
         assert settings.model is not None
         self.model = settings.model
         self._prompt = settings.prompt
-        self._problems: list[Problem] = load_problems(
-            settings.problems, seed=settings.output.seed, limit=settings.output.limit
+        self._problems: list[Problem]
+        self._problems, self.notes = training_problems(
+            settings.problems, settings.training, seed=settings.output.seed, limit=settings.output.limit
         )
+        refuse_test_problems(self._problems, f"--problems {settings.problems.problems}")
         self.identity = {"problems": problems_fingerprint(self._problems)}
         self.response_tokens = 0
 

@@ -1,0 +1,51 @@
+"""Fields of TRL's SFTConfig that users may not set, and why."""
+
+from __future__ import annotations
+
+_LABELS = "the labels are ours: which tokens are trained is what --method decides"
+_BATCHES = "methods would no longer see the same rows in the same batches"
+_OURS = "the model and tokenizer are ours to load"
+
+REFUSED_TRAINER_FIELDS = {
+    "accelerator_config": _BATCHES,
+    "assistant_only_loss": _LABELS,
+    "auto_find_batch_size": _BATCHES,
+    "average_tokens_across_devices": "off, the mean over several devices would be wrong",
+    "chat_template_path": "prompts are rendered with --template, the same in every stage",
+    "completion_only_loss": _LABELS,
+    "data_seed": "use --seed",
+    "dataloader_drop_last": "it drops rows",
+    "dataset_kwargs": "rows are token ids, ready as they are",
+    "dataset_num_proc": "rows are token ids, ready as they are",
+    "dataset_text_field": "rows are token ids, ready as they are",
+    "eos_token": _OURS,
+    "eval_packing": _BATCHES,
+    "gradient_accumulation_steps": "use --batch-size and --micro-batch-size",
+    "ignore_data_skip": "a resumed run would see other rows",
+    "label_smoothing_factor": "it replaces the loss, and costs a second full set of logits",
+    "learning_rate": "use --learning-rate",
+    "length_column_name": _BATCHES,
+    "liger_kernel_config": "its loss ignores the labels that we give",
+    "logging_nan_inf_filter": "it would log a loss that is not a number as 0",
+    "max_length": "truncation drops critical tokens silently; rows beyond the context are counted and left out",
+    "model_init_kwargs": _OURS,
+    "num_train_epochs": "use --epochs",
+    "output_dir": "use --output",
+    "packing": _BATCHES,
+    "packing_strategy": _BATCHES,
+    "pad_token": _OURS,
+    "padding_free": _BATCHES,
+    "per_device_train_batch_size": "use --batch-size and --micro-batch-size",
+    "push_to_hub": "push the checkpoint once it is finished",
+    "remove_unused_columns": "rows hold ids and labels only",
+    "resume_from_checkpoint": "run the same command again: it resumes by itself",
+    "save_only_model": "an interrupted run could not resume",
+    "seed": "use --seed",
+    "shuffle_dataset": _BATCHES,
+    "train_sampling_strategy": _BATCHES,
+    "truncation_mode": "rows are never truncated",
+    "trust_remote_code": _OURS,
+    "use_cpu": "use --device",
+    "use_liger_kernel": "its loss ignores the labels that we give",
+}
+"""SFTConfig fields that a recipe may not set in `trainer`: they change or drop labels, or have a flag of their own."""
