@@ -16,7 +16,7 @@ from cruxtune.models import Policy
 from cruxtune.progress import bar
 from cruxtune.settings import OutputSettings, VerifierSettings
 from cruxtune.store import DatasetWriter, Rows
-from cruxtune.verifiers import Verifier
+from cruxtune.verifiers import Rules, Verifier
 
 Work = Callable[[Policy, range, Meter, Progress], Mapping[str, Rows]]
 """Does one group: (policy, its slice of the source, meter, progress) → rows of every table."""
@@ -90,7 +90,17 @@ def _note(engine: Engine, saved: Callable[[], int]) -> Callable[[], str]:
 
 def open_verifier(settings: VerifierSettings) -> Verifier:
     """Return the verifier of these settings; a context manager."""
-    return Verifier(strict=settings.strict_answers, timeout=settings.verify_timeout, function=settings.verifier)
+    return Verifier(
+        strict=settings.strict_answers,
+        timeout=settings.verify_timeout,
+        function=settings.verifier,
+        rules=Rules(
+            list_order=settings.list_order,
+            percent=settings.percent,
+            units=settings.units,
+            relative_tolerance=settings.relative_tolerance,
+        ),
+    )
 
 
 def greedy(loop_stop: bool) -> Decoding:

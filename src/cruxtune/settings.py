@@ -120,6 +120,19 @@ class VerifierSettings(Settings):
     strict_answers: bool = Field(
         False, description="Accept only explicit answers (\\boxed{}, ####, 'the answer is'), never the last number."
     )
+    list_order: Literal["any", "same"] = Field(
+        "any", description="Order of several answers without brackets, as in '1, -2': any, or the same as the gold's."
+    )
+    percent: Literal["either", "value"] = Field(
+        "either", description="What 10 % answers: 10 as well as 0.1 (either), or 0.1 alone (value)."
+    )
+    units: Literal["checked", "ignored"] = Field(
+        "checked",
+        description="Known units that both answers have: checked, so that 5 m is 500 cm and not 5 cm, or ignored.",
+    )
+    relative_tolerance: float = Field(
+        0.0, ge=0, lt=1, description="Share of the gold by which a number may be off, e.g. 0.01; 0 for rounding alone."
+    )
     verify_timeout: float = Field(5.0, gt=0, description="Wall-clock limit of one comparison, in seconds.")
     verifier: str | None = Field(
         None, description="module:function that judges answers of kind custom: f(text, problem) -> bool."

@@ -4,9 +4,12 @@ r"""Is a text a correct answer? One contract: `verify(text, problem) -> Verdict(
 process of its own, and `pool` runs such processes with a time limit for each text. What `reason` can be is listed
 here in full:
 
-    boxed, hash, phrase     the explicit form that held the answer: \boxed{x}, #### x, "the answer is x"
+    boxed, hash, tag, phrase   the explicit form that held the answer: \boxed{x}, #### x, <answer>x</answer>,
+                            "the answer is x"
+    bare                    the text is nothing but an answer
     line                    choice: a last line that is nothing but an option
     last-number             math and gym, without a form: the last number          (FALLBACK_REASONS)
+    last-maths              math, without a form: the last formula                 (FALLBACK_REASONS)
     last-letter             choice, without a form: the last option letter         (FALLBACK_REASONS)
     last-line               exact and gym, without a form: the last line or lines  (FALLBACK_REASONS)
     no-answer               there is none
@@ -21,17 +24,24 @@ import atexit
 import threading
 
 from cruxtune.records import Problem, Verdict
+from cruxtune.verifiers.answers import USUAL, Rules
 from cruxtune.verifiers.extract import FALLBACK_REASONS
 from cruxtune.verifiers.pool import Verifier
 
-__all__ = ["FALLBACK_REASONS", "Verifier", "verify"]
+__all__ = ["FALLBACK_REASONS", "Rules", "Verifier", "verify"]
 
-_verifiers: dict[tuple[bool, float, str | None], Verifier] = {}
+_verifiers: dict[tuple[bool, float, str | None, Rules], Verifier] = {}
 _lock = threading.Lock()
 
 
 def verify(
-    response_text: str, problem: Problem, *, strict: bool = False, timeout: float = 5.0, function: str | None = None
+    response_text: str,
+    problem: Problem,
+    *,
+    strict: bool = False,
+    timeout: float = 5.0,
+    function: str | None = None,
+    rules: Rules = USUAL,
 ) -> Verdict:
     r"""Return the verdict on one text, by a worker process that is kept until this process ends.
 
@@ -43,6 +53,7 @@ def verify(
         strict: take explicit forms of an answer only.
         timeout: limit in seconds for judging the text; a text that exceeds it is wrong, with reason "time-out".
         function: `module:function` that judges problems of kind custom.
+        rules: conventions for mathematical answers on which users differ.
 
     Raises:
         VerifierError: the worker cannot start, or the function cannot be imported.
@@ -52,8 +63,8 @@ def verify(
     Verdict(correct=True, extracted='42', reason='hash')
     """
     with _lock:
-        key = (strict, timeout, function)
+        key = (strict, timeout, function, rules)
         if key not in _verifiers:
-            _verifiers[key] = Verifier(strict=strict, timeout=timeout, workers=1, function=function)
+            _verifiers[key] = Verifier(strict=strict, timeout=timeout, workers=1, function=function, rules=rules)
             atexit.register(_verifiers[key].close)
     return _verifiers[key].verify(response_text, problem)

@@ -14,20 +14,24 @@ import sys
 import traceback
 from collections.abc import Callable
 from decimal import Decimal
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
 from cruxtune.errors import VerifierError
 from cruxtune.records import Problem, Verdict
+from cruxtune.verifiers.answers import USUAL, Rules, answers_equal
 from cruxtune.verifiers.choice import extract_choice, options
 from cruxtune.verifiers.extract import (
     TEXT_MACRO,
     clean,
+    explicit_math,
     extract_exact,
     extract_gym,
     extract_math,
     lone_number,
     normalised,
+    states_only,
 )
 
 TOLERANCE = Decimal("1e-6")
@@ -39,7 +43,9 @@ _SCIENTIFIC = re.compile(r"^(-?\d+(?:\.\d+)?)e([-+]?\d{1,3})$", re.IGNORECASE)
 _SPACING = re.compile(r"\s|\\[,;:! ]|\\(?:left|right)(?![a-z])|\{,\}(?=\d{3})|~")
 
 
-def judge(text: str, problem: Problem, strict: bool = False, function: str | None = None) -> Verdict:
+def judge(
+    text: str, problem: Problem, strict: bool = False, function: str | None = None, rules: Rules = USUAL
+) -> Verdict:
     r"""Return the verdict on a text, without any limit of time or memory.
 
     Args:
@@ -47,6 +53,7 @@ def judge(text: str, problem: Problem, strict: bool = False, function: str | Non
         problem: the problem that it answers; its `kind` decides how.
         strict: take explicit forms only (`--strict-answers`).
         function: `module:function` of the user's verifier, for problems of kind custom (`--verifier`).
+        rules: conventions for mathematical answers on which users differ.
 
     Raises:
         VerifierError: the user's function cannot be imported, or a gym problem has no usable entry.
@@ -55,13 +62,20 @@ def judge(text: str, problem: Problem, strict: bool = False, function: str | Non
     Verdict(correct=True, extracted='42', reason='hash')
     """
     if problem.kind == "math":
-        found = extract_math(text, strict)
-        return Verdict(found.answer is not None and math_equal(problem.answer, found.answer), *found)
+        if states_only(text, problem.answer):
+            return Verdict(True, clean(problem.answer), "bare")
+        found = explicit_math(text) or extract_math(text, strict)
+        right = found.answer is not None and answers_equal(
+            problem.answer, found.answer, rules, problem.metadata, math_equal, decimal_value
+        )
+        return Verdict(right, found.answer and (lone_number(found.answer) or found.answer), found.form)
     if problem.kind == "choice":
         known = options(problem.answer, problem.choices)
         found = extract_choice(text, known, strict)
         return Verdict(found.answer is not None and normalised(found.answer) == normalised(known.gold), *found)
     if problem.kind == "exact":
+        if states_only(text, problem.answer):
+            return Verdict(True, clean(problem.answer), "bare")
         found = extract_exact(text, strict)
         return Verdict(found.answer is not None and normalised(found.answer) == normalised(problem.answer), *found)
     if problem.kind == "gym":
@@ -106,6 +120,21 @@ def math_equal(gold: str, answer: str) -> bool:
     if numbers[0] is not None and numbers[1] is not None:
         return _decimals_equal(*numbers[0], *numbers[1])
     return _math_verify_equal(gold, answer)
+
+
+def decimal_value(answer: str) -> Fraction | None:
+    r"""Return the value of a constant expression to 30 digits, None for anything else.
+
+    >>> decimal_value(r"\frac{\pi}{2}").limit_denominator(100), decimal_value("x+1")
+    (Fraction(11, 7), None)
+    """
+    for parsed in _parsed(answer):
+        try:
+            return Fraction(str(parsed.evalf(30)))
+        # Symbols, complex numbers, matrices, relations, what Math-Verify leaves as text: no decimal.
+        except (AttributeError, TypeError, ValueError):
+            continue
+    return None
 
 
 def load_function(function: str | None) -> Callable[[str, dict[str, Any]], Any]:
@@ -233,7 +262,8 @@ def _percent_factors(answer_percent: bool) -> tuple[Decimal, Decimal]:
 def _math_verify_equal(gold: str, answer: str) -> bool:
     from math_verify import verify  # brings in sympy: only workers load it
 
-    return bool(verify(_parsed(gold), _parsed(answer), timeout_seconds=None))
+    # Math-Verify takes "(5, oo)" for "x > 5", and would not the other way round without being told.
+    return bool(verify(_parsed(gold), _parsed(answer), timeout_seconds=None, allow_set_relation_comp=True))
 
 
 @lru_cache(maxsize=4096)

@@ -24,6 +24,7 @@ from typing import IO, Any
 
 from cruxtune.errors import VerifierError
 from cruxtune.records import Problem, Verdict
+from cruxtune.verifiers.answers import USUAL, Rules
 from cruxtune.verifiers.extract import FALLBACK_REASONS
 
 PREPARATION_SECONDS = 120.0
@@ -112,6 +113,7 @@ class Verifier:
         workers: processes, started as they are needed; by default the cores that this process may use, at most 4.
         function: `module:function` that judges problems of kind custom (`--verifier`). It is called with the text and
             the problem as a dict, and returns a bool, or a bool and the answer that it found.
+        rules: conventions for mathematical answers on which users differ.
     """
 
     def __init__(
@@ -120,13 +122,14 @@ class Verifier:
         timeout: float = 5.0,
         workers: int | None = None,
         function: str | None = None,
+        rules: Rules = USUAL,
     ) -> None:
         if timeout <= 0 or (workers is not None and workers < 1):
             raise ValueError(f"timeout ({timeout}) must be positive and workers ({workers}) at least 1")
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self._size = workers or min(cores, _MAX_WORKERS)
         self._timeout = timeout
-        self._settings = {"strict": strict, "function": function, "timeout": timeout}
+        self._settings = {"strict": strict, "function": function, "timeout": timeout, "rules": rules._asdict()}
         self._workers: list[_Worker] = []
         self._counts: Counter[str] = Counter(verdicts=0, fallback=0, timeouts=0, crashes=0)
         self._warned: set[str] = set()

@@ -1,7 +1,7 @@
 """A process that judges texts: `python -m cruxtune.verifiers.worker`, started by `cruxtune.verifiers.pool`.
 
-One JSON document a line, both ways. The first line in is the settings: {"strict", "function", "timeout", "parent"};
-the others are texts: {"text", "problem"}. Lines out, in the order of the texts:
+One JSON document a line, both ways. The first line in is the settings: {"strict", "function", "timeout", "rules",
+"parent"}; the others are texts: {"text", "problem"}. Lines out, in the order of the texts:
 
     {"busy": true}              what follows may take long: imports, a scorer to build; the time limit pauses
     {"ready": true}             done with that
@@ -22,6 +22,7 @@ from typing import Any, TextIO
 
 from cruxtune.errors import VerifierError
 from cruxtune.records import Problem
+from cruxtune.verifiers.answers import Rules
 from cruxtune.verifiers.compare import judge, load_function, preparation, prepare
 
 _ORPHAN_CHECK_SECONDS = 5.0
@@ -41,7 +42,7 @@ def main() -> None:
 
 
 def _serve(lines: Iterator[bytes], sink: TextIO, settings: dict[str, Any]) -> None:
-    strict, function = settings["strict"], settings["function"]
+    strict, function, rules = settings["strict"], settings["function"], Rules(**settings["rules"])
     if function is not None:
         load_function(function)
     _send(sink, {"ready": True})
@@ -61,7 +62,7 @@ def _serve(lines: Iterator[bytes], sink: TextIO, settings: dict[str, Any]) -> No
         # The parent kills us at the limit. Should it have died, the kernel does so later, even amid one long
         # operation on huge integers, where no Python code (such as a check for the parent) would run.
         signal.setitimer(signal.ITIMER_REAL, 2 * settings["timeout"] + 1)
-        verdict = judge(row["text"], problem, strict, function)
+        verdict = judge(row["text"], problem, strict, function, rules)
         signal.setitimer(signal.ITIMER_REAL, 0)
         _send(sink, {"verdict": [verdict.correct, verdict.extracted, verdict.reason]})
 
