@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         AnnotateSettings,
         CompareSettings,
         EvaluateSettings,
+        GradeSettings,
         RespondSettings,
         TrainSettings,
         build,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from cruxtune.stages.annotate import annotate
     from cruxtune.stages.compare import compare
     from cruxtune.stages.evaluate import evaluate
+    from cruxtune.stages.grade import grade
     from cruxtune.stages.respond import respond
     from cruxtune.stages.train import train
     from cruxtune.verifiers import Verifier, verify
@@ -41,6 +43,7 @@ _HOMES = {
         "AnnotateSettings",
         "CompareSettings",
         "EvaluateSettings",
+        "GradeSettings",
         "RespondSettings",
         "TrainSettings",
         "build",
@@ -48,6 +51,7 @@ _HOMES = {
     "cruxtune.stages.annotate": ("annotate",),
     "cruxtune.stages.compare": ("compare",),
     "cruxtune.stages.evaluate": ("evaluate",),
+    "cruxtune.stages.grade": ("grade",),
     "cruxtune.stages.respond": ("respond",),
     "cruxtune.stages.train": ("train",),
     "cruxtune.verifiers": ("Verifier", "verify"),
@@ -61,6 +65,7 @@ __all__ = [
     "CruxtuneError",
     "EvaluateSettings",
     "Evaluation",
+    "GradeSettings",
     "Problem",
     "ProblemSource",
     "Recipe",
@@ -74,6 +79,7 @@ __all__ = [
     "build",
     "compare",
     "evaluate",
+    "grade",
     "load_problems",
     "read_recipe",
     "respond",

@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from rich.logging import RichHandler
 from rich.table import Table
 
-from cruxtune.errors import CruxtuneError
+from cruxtune.errors import CruxtuneError, DataError
 from cruxtune.options import DRY_RUN, merged, nested_values, with_options
 from cruxtune.progress import duration, stderr
 from cruxtune.recipe import plan, read_recipe, split_file
@@ -27,6 +27,7 @@ from cruxtune.settings import (
     CompareSettings,
     EstimateSettings,
     EvaluateSettings,
+    GradeSettings,
     RespondSettings,
     S,
     TrainSettings,
@@ -303,6 +304,38 @@ _stage(
     "    cruxtune compare --evaluation sft=runs/first/eval-sft --evaluation cft=runs/first/eval-cft "
     "--output runs/first/comparison",
 )
+
+
+def _grade(given: dict[str, Any], dry_run: bool) -> None:
+    settings = build(GradeSettings, given)
+    if dry_run:
+        _print_plan([("grade", settings)])
+        return
+    from cruxtune.stages.grade import grade
+
+    done = grade(settings)
+    rows = {"correct": _share(done["correct"], done["rows"] - done["bad"])}
+    for reason, counts in sorted(done["reasons"].items(), key=lambda item: -item[1]["count"]):
+        rows[f"  {reason}"] = _share(counts["correct"], counts["count"])
+    if done["bad"]:
+        rows["could not be graded"] = f"{done['bad']:,}"
+    rows["time"] = f"{duration(done['seconds'])} ({done['rows'] / max(done['seconds'], 1e-9):,.0f} answers/s)"
+    _table("grade", rows)
+    typer.echo(done["output"])
+    if done["bad"] and not settings.skip_bad:
+        raise DataError(
+            f"{done['bad']} of {done['rows']} rows could not be graded (reason bad-line in {done['output']}, which has "
+            f"the verdicts on all others), the first: {done['first_error']}. Correct them, or accept it with --skip-bad"
+        )
+
+
+app.command(
+    "grade",
+    help="Judge the answers of a file: rows of gold and prediction get correct, extracted and reason. A prediction may "
+    "be a bare answer or a whole response.\n\n"
+    "Example:\n\n"
+    "    cruxtune grade answers.jsonl --output verdicts.jsonl",
+)(with_options(GradeSettings, _grade, argument="file"))
 
 
 @app.command("run")

@@ -317,6 +317,30 @@ class CompareSettings(Settings):
     limit: int | None = Field(None, gt=0, description="Use only the first N problems.")
 
 
+class GradeSettings(Settings):
+    """Verdicts on the answers of a file."""
+
+    file: Path = Field(
+        description="JSON Lines (also .gz) of gold and prediction, a bare answer or a whole response; kind, choices, "
+        "unit, tolerance and metadata where there are any."
+    )
+    output: Path | None = Field(
+        None, description="JSON Lines to write: the rows with correct, extracted and reason; by default beside FILE."
+    )
+    kind: Literal["auto", "math", "choice", "exact", "custom"] = Field(
+        "auto",
+        description="How answers are compared where a row does not say; auto is choice for rows whose gold answer is "
+        "one of their choices, else math.",
+    )
+    fields: dict[str, str] = Field(
+        default_factory=dict, description="Field = column of the file where the names differ, e.g. gold=answer."
+    )
+    verifier: VerifierSettings = VerifierSettings()
+    limit: int | None = Field(None, gt=0, description="Grade only the first N rows.")
+    skip_bad: bool = Field(False, description="End well although some rows could not be graded.")
+    overwrite: bool = Field(False, description="Replace --output.")
+
+
 def flat(settings: BaseModel) -> dict[str, Any]:
     """Return the leaf fields of nested settings by name, JSON-ready.
 
