@@ -76,6 +76,7 @@ EQUAL = {
         (r"\sqrt{2} \text{ units}", r"\sqrt2"),
         ("36 km/h", "10 m/s"),
         ("1.5 square feet", "1.5"),
+        ("20 $cm^{2}$", "20 cm^2"),
     ],
     "clocks and ratios": [
         ("5:45", "5:45 p.m."),
@@ -166,6 +167,7 @@ EQUAL = {
         ("C", "C. 12"),
         (r"\text{no solution}", "No solution."),
         ("Rug B", "rug B"),
+        ("$I,II,III,IV$", "IV, III, II and I"),
     ],
 }
 UNEQUAL = {

@@ -11,6 +11,7 @@ here in full:
     last-number             math and gym, without a form: the last number          (FALLBACK_REASONS)
     last-maths              math, without a form: the last formula                 (FALLBACK_REASONS)
     last-letter             choice, without a form: the last option letter         (FALLBACK_REASONS)
+    last-option             choice, without these: the last option that is named   (FALLBACK_REASONS)
     last-line               exact and gym, without a form: the last line or lines  (FALLBACK_REASONS)
     no-answer               there is none
     custom, custom-error    the user's function decided, or raised

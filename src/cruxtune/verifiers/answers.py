@@ -103,7 +103,7 @@ def answers_equal(
     if not tidy_gold or not tidy_answer:
         return False
     if is_text(tidy_gold):
-        return _texts_equal(tidy_gold, tidy_answer)
+        return _texts_equal(tidy_gold, tidy_answer, rules.list_order == "any")
     return _equal(tidy_gold, tidy_answer, terms)
 
 
@@ -143,11 +143,13 @@ def number(value: str) -> Fraction | None:
     return None
 
 
-def _texts_equal(gold: str, answer: str) -> bool:
-    """Whether words agree: as they are, by the letter of an option, or by a leading yes or no."""
+def _texts_equal(gold: str, answer: str, any_order: bool) -> bool:
+    """Whether words agree: as they are, as lists, by the letter of an option, or by a leading yes or no."""
     one, other = _words(gold), _words(answer)
     if one == other:
         return True
+    if "," in one and any_order:
+        return sorted(map(str.strip, one.split(","))) == sorted(map(str.strip, _SEPARATOR.split(other)))
     if len(one) == 1:
         match = _LETTER.fullmatch(answer)
         # "a patient" is no option A.

@@ -4,7 +4,7 @@ An explicit form is one that the text offers as its answer: `\boxed{x}` or `\fbo
 `<answer>x</answer>` ("tag"), and "the answer is x" or "Answer: x" ("phrase"). The last explicit form wins, since a
 model that corrects itself does so later in the text. A text that is nothing but an answer is explicit too ("bare"; for
 choices, a last line that is nothing but an option: "line"). Where there is none, a documented guess is made
-("last-number", "last-maths", "last-letter", "last-line": `FALLBACK_REASONS`), unless `strict`.
+("last-number", "last-maths", "last-letter", "last-option", "last-line": `FALLBACK_REASONS`), unless `strict`.
 
 A text that thinks first is read from its last `</think>` on; one that never ends thinking has no answer.
 """
@@ -16,7 +16,7 @@ import unicodedata
 from typing import Literal, NamedTuple
 
 NO_ANSWER = "no-answer"
-FALLBACK_REASONS = frozenset({"last-number", "last-maths", "last-letter", "last-line"})
+FALLBACK_REASONS = frozenset({"last-number", "last-maths", "last-letter", "last-option", "last-line"})
 """Reasons of verdicts on a guessed answer: the text had no explicit form."""
 
 
@@ -48,7 +48,7 @@ _PHRASE = re.compile(
 _HEADING = re.compile(r"step\b|(?:the )?(?:final )?(?:answer|solution|conclusion|explanation)$|.*:$", re.IGNORECASE)
 # "5! = 120" goes on behind its mark, which is a factorial's.
 _SENTENCE_END = re.compile(
-    r"(?<!\bMr)(?<!\bMs)(?<!\bMrs)(?<!\bDr)(?<!\bSt)(?<!\bJr)(?:[.?](?=[\s*\"”]|$)|!(?=[\s*\"”]*$|[\s*\"”]+[A-Z]))"
+    r"(?<!\bMr)(?<!\bMs)(?<!\bMrs)(?<!\bDr)(?<!\bSt)(?<!\bJr)(?<!\bsq)(?:[.?](?=[\s*\"”]|$)|!(?=[\s*\"”]*$|[\s*\"”]+[A-Z]))"
 )
 _CLAUSE = re.compile(r",?\s(?:because|since|so|which|as|where|but|hence|therefore)\b.*", re.IGNORECASE | re.DOTALL)
 _LABEL_WORDS = 12
@@ -159,7 +159,9 @@ def explicit_math(text: str) -> Found | None:
     for answer, form in reversed(explicit_forms(text)):
         value = clean(answer or "")
         if form == "phrase":
-            value = clean(_CLAUSE.sub("", value)) or value
+            main = clean(_CLAUSE.sub("", value))
+            # A clause inside braces belongs to the answer.
+            value = main if main and main.count("{") == main.count("}") else value
         if value:
             return Found(value, form)
     value = clean(text)

@@ -54,7 +54,7 @@ _FUNCTIONS = (
 _BOLD = re.compile(r"\\(?:mathbf|boldsymbol|bm|pmb|mathit|mathsf)\s*\{([^{}]*)\}")
 _SPLIT_DIGITS = re.compile(r"(?<=[\d.])\s+(?=[\d.])")
 _DELIMITED = re.compile(r"(?<!\\)\$\$?|\\[()]|\\\[(?![^\]]*\\\\)|(?<!\\)\\\]")
-_BETWEEN = re.compile(r"(?:\s|,|;|\.|\band\b|\bor\b|\\text\s*\{\s*(?:and|or)\s*\})*")
+_BETWEEN = re.compile(r"(?:[\s\d,;.:=+*/()-]|\band\b|\bor\b|\\text\s*\{\s*(?:and|or)\s*\})*")
 _TWICE = (
     (re.compile(r"\\(?:dfrac|tfrac|cfrac)(?![a-zA-Z])"), r"\\frac"),
     (re.compile(r"\\(?:displaystyle|textstyle|limits|nolimits|quad|qquad|hfill)(?![a-zA-Z])"), " "),
