@@ -43,13 +43,14 @@ def rewritten(problem: Problem) -> str:
     gold = problem.answer
     if problem.kind == "choice":
         return f"The best option is ({gold})." if len(gold) == 1 else f"**Answer: {gold.capitalize()}**"
-    plain = gold.strip("$ ").rstrip(".")
+    plain = gold.strip().rstrip(".")
+    plain = plain.strip("$ ") if plain.count("$") <= 2 else plain
     if plain.replace(",", "").lstrip("-").isdecimal():
         return f"Thus it is \\boxed{{{plain}.0}}"
     items = [item.strip(" $") for item in plain.split(",")]
     if len(items) > 1 and not any(set(item) & set("([{") for item in items) and not plain.replace(",", "").isdecimal():
         plain = r",\ ".join(reversed(items))
-    return "So the answer is $" + plain.replace("$", "").replace(r"\frac", r"\dfrac").replace(" + ", "+") + "$."
+    return r"Hence we have \boxed{" + plain.replace(r"\frac", r"\dfrac").replace(" + ", "+") + "}."
 
 
 def judged(path: Path, verifier: Verifier, limit: int | None = None) -> tuple[Counter[str], Counter[str], list[Any]]:

@@ -127,8 +127,7 @@ class VerifierSettings(Settings):
         "either", description="What 10 % answers: 10 as well as 0.1 (either), or 0.1 alone (value)."
     )
     units: Literal["checked", "ignored"] = Field(
-        "checked",
-        description="Known units that both answers have: checked, so that 5 m is 500 cm and not 5 cm, or ignored.",
+        "checked", description="Known units on both sides: checked (5 m is 500 cm and not 5 cm) or ignored."
     )
     relative_tolerance: float = Field(
         0.0, ge=0, lt=1, description="Share of the gold by which a number may be off, e.g. 0.01; 0 for rounding alone."
@@ -320,20 +319,15 @@ class CompareSettings(Settings):
 class GradeSettings(Settings):
     """Verdicts on the answers of a file."""
 
-    file: Path = Field(
-        description="JSON Lines (also .gz) of gold and prediction, a bare answer or a whole response; kind, choices, "
-        "unit, tolerance and metadata where there are any."
-    )
-    output: Path | None = Field(
-        None, description="JSON Lines to write: the rows with correct, extracted and reason; by default beside FILE."
-    )
+    file: Path = Field(description="JSON Lines (also .gz) of gold and prediction: a bare answer or a whole response.")
+    output: Path | None = Field(None, description="JSON Lines to write, rows with verdicts; by default beside FILE.")
     kind: Literal["auto", "math", "choice", "exact", "custom"] = Field(
         "auto",
         description="How answers are compared where a row does not say; auto is choice for rows whose gold answer is "
         "one of their choices, else math.",
     )
     fields: dict[str, str] = Field(
-        default_factory=dict, description="Field = column of the file where the names differ, e.g. gold=answer."
+        default_factory=dict, description="Column of a field, where it differs: gold=answer."
     )
     verifier: VerifierSettings = VerifierSettings()
     limit: int | None = Field(None, gt=0, description="Grade only the first N rows.")

@@ -85,6 +85,7 @@ MATH = [
     ("The answer is $5! = 120$.", "5! = 120", "phrase"),
     ("The answer is \\text{large but finite}.", "\\text{large but finite}", "phrase"),
     ("Answer = 12", "12", "phrase"),
+    ("The answer is 12. Putting it in, we see that our answer is correct.", "12", "phrase"),
     ("So the temperature is now -3 degrees.", "-3", "last-number"),
     ("So he owes -$1,200.50.", "-1,200.50", "last-number"),
     ("16 - 9 is 7, and 10-5 is half of 10, so 5", "5", "last-number"),

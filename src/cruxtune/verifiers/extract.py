@@ -51,6 +51,10 @@ _SENTENCE_END = re.compile(
     r"(?<!\bMr)(?<!\bMs)(?<!\bMrs)(?<!\bDr)(?<!\bSt)(?<!\bJr)(?<!\bsq)(?:[.?](?=[\s*\"”]|$)|!(?=[\s*\"”]*$|[\s*\"”]+[A-Z]))"
 )
 _CLAUSE = re.compile(r",?\s(?:because|since|so|which|as|where|but|hence|therefore)\b.*", re.IGNORECASE | re.DOTALL)
+_COMMENT = re.compile(
+    r"(?:in)?(?:correct|right|wrong|reasonable|positive|negative|clear|unique|verified)\b", re.IGNORECASE
+)
+"""What "our answer is correct" says of an answer is none."""
 _LABEL_WORDS = 12
 """Words after "Answer:" up to which it is an answer; longer ones are a solution that starts with that label."""
 
@@ -162,7 +166,7 @@ def explicit_math(text: str) -> Found | None:
             main = clean(_CLAUSE.sub("", value))
             # A clause inside braces belongs to the answer.
             value = main if main and main.count("{") == main.count("}") else value
-        if value:
+        if value and not (form == "phrase" and _COMMENT.match(value)):
             return Found(value, form)
     value = clean(text)
     return Found(value, "bare") if _is_bare(value) else None
