@@ -394,7 +394,9 @@ def _split(answer: str, thousands: bool) -> list[str]:
 
 
 def _number_start(answer: str, place: int) -> int:
-    while place > 0 and answer[place - 1] in "0123456789,":
+    # No further than numbers go: a list of thousands of digits must not take quadratic time.
+    first = max(0, place - 60)
+    while place > first and answer[place - 1] in "0123456789,":
         place -= 1
     return place
 
