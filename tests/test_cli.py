@@ -136,7 +136,7 @@ def test_without_a_command_help_is_shown_and_nothing_else(tmp_path: Path) -> Non
 # What is asked for
 
 
-@pytest.mark.parametrize("name", [*STAGES, "run", "demo"])
+@pytest.mark.parametrize("name", [*STAGES, "grade", "run", "demo"])
 def test_help_has_an_example_that_works(tmp_path: Path, name: str) -> None:
     """--help of every command shows a command line of it; that line, with --dry-run, runs and writes nothing."""
     shown = cruxtune(name, "--help", cwd=tmp_path)
@@ -264,6 +264,23 @@ def test_a_recipe_is_changed_by_options(tmp_path: Path) -> None:
     assert "output: demo" not in plan
     assert set(re.findall(r"^ *seed: (\d+)$", plan, re.MULTILINE)) == {"7"}
     assert set(re.findall(r"max_new_tokens: (\d+)", plan)) == {"9"}
+
+
+def test_grade_shows_what_it_came_to(tmp_path: Path) -> None:
+    """Verdicts go to the file that stdout names, counts to stderr; a bad row ends with 2, or well with --skip-bad."""
+    rows = ['{"gold": "4", "prediction": "#### 4"}', '{"gold": "1/2", "prediction": "It is 0.6"}']
+    (tmp_path / "a.jsonl").write_text("\n".join(rows))
+    result = cruxtune("grade", "a.jsonl", cwd=tmp_path)
+    assert (result.returncode, result.stdout) == (0, "a.graded.jsonl\n")
+    assert re.search(r"correct +1 of 2 \(50\.0 %\)", result.stderr)
+    assert re.search(r"hash +1 of 1 .*\n +last-number +0 of 1", result.stderr)
+    assert len((tmp_path / "a.graded.jsonl").read_text().splitlines()) == 2
+    (tmp_path / "b.jsonl").write_text("\n".join([*rows, "{"]))
+    result = cruxtune("grade", "b.jsonl", cwd=tmp_path)
+    assert result.returncode == 2
+    assert "error: 1 of 3 rows could not be graded" in result.stderr
+    assert "Line 3 of b.jsonl is not JSON" in result.stderr
+    assert cruxtune("grade", "b.jsonl", "--overwrite", "--skip-bad", cwd=tmp_path).returncode == 0
 
 
 # What an interruption leaves

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         AnnotateSettings,
         CompareSettings,
         EvaluateSettings,
+        GradeSettings,
         RespondSettings,
         TrainSettings,
         build,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from cruxtune.stages.annotate import annotate
     from cruxtune.stages.compare import compare
     from cruxtune.stages.evaluate import evaluate
+    from cruxtune.stages.grade import grade
     from cruxtune.stages.respond import respond
     from cruxtune.stages.train import train
     from cruxtune.suite import evaluate_benchmarks
@@ -42,6 +44,7 @@ _HOMES = {
         "AnnotateSettings",
         "CompareSettings",
         "EvaluateSettings",
+        "GradeSettings",
         "RespondSettings",
         "TrainSettings",
         "build",
@@ -49,6 +52,7 @@ _HOMES = {
     "cruxtune.stages.annotate": ("annotate",),
     "cruxtune.stages.compare": ("compare",),
     "cruxtune.stages.evaluate": ("evaluate",),
+    "cruxtune.stages.grade": ("grade",),
     "cruxtune.stages.respond": ("respond",),
     "cruxtune.stages.train": ("train",),
     "cruxtune.suite": ("evaluate_benchmarks",),
@@ -63,6 +67,7 @@ __all__ = [
     "CruxtuneError",
     "EvaluateSettings",
     "Evaluation",
+    "GradeSettings",
     "Problem",
     "ProblemSource",
     "Recipe",
@@ -77,6 +82,7 @@ __all__ = [
     "compare",
     "evaluate",
     "evaluate_benchmarks",
+    "grade",
     "load_problems",
     "read_recipe",
     "respond",

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,20 +14,20 @@ import typer
 import yaml
 from pydantic import BaseModel
 from rich.logging import RichHandler
-from rich.table import Table
 
-from cruxtune.accounting import cut_off
+from cruxtune import printing
 from cruxtune.benchmarks import BenchmarkSettings
 from cruxtune.contamination import ContaminationSettings
-from cruxtune.errors import CruxtuneError
+from cruxtune.errors import CruxtuneError, DataError
 from cruxtune.options import DRY_RUN, merged, nested_values, with_options
-from cruxtune.progress import duration, stderr
+from cruxtune.progress import stderr
 from cruxtune.recipe import plan, read_recipe, split_file
 from cruxtune.settings import (
     AnnotateSettings,
     CompareSettings,
     EstimateSettings,
     EvaluateSettings,
+    GradeSettings,
     RespondSettings,
     S,
     TrainSettings,
@@ -125,92 +123,6 @@ def _print_plan(steps: list[tuple[str, BaseModel]]) -> None:
         typer.echo(f"# {name}\n{text}")
 
 
-def _table(title: str, rows: Mapping[str, str]) -> None:
-    table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
-    for name, value in rows.items():
-        table.add_row(name, value)
-    stderr.print(table)
-
-
-def _share(part: float, whole: float) -> str:
-    return f"{part:,.0f} of {whole:,.0f} ({100 * part / whole:.1f} %)" if whole else "0"
-
-
-def _cost(manifest: Mapping[str, Any]) -> dict[str, str]:
-    done = manifest["accounting"]
-    fallback, accepted = manifest["shares"]["fallback_share"], manifest["shares"]["drafts_accepted"]
-    return {
-        "verdicts by the fallback": "-" if fallback is None else f"{100 * fallback:.1f} %",
-        "verdicts cut off": f"{cut_off(done):,}",
-        "tokens": f"{done['tokens_emitted']:,.0f} emitted, {done['tokens_computed']:,.0f} put through the model",
-        **({"drafts": f"{100 * accepted:.0f} % of {done['tokens_drafted']:,.0f} tokens right"} if accepted else {}),
-        "passes": f"{done['model_calls']:,.0f}",
-        "time": f"{duration(done['seconds'])} ({done['tokens_emitted'] / max(done['seconds'], 1e-9):,.0f} tokens/s)",
-    }
-
-
-def _show_respond(settings: RespondSettings, manifest: dict[str, Any]) -> None:
-    done = manifest["accounting"]
-    rows = {"correct responses": _share(done["correct"], done["responses"]), "truncated": f"{done['truncated']:.0f}"}
-    _table("respond", {**rows, **_cost(manifest)})
-    typer.echo(settings.output.output)
-
-
-def _show_annotate(settings: AnnotateSettings, manifest: dict[str, Any]) -> None:
-    done = manifest["accounting"]
-    rows = {
-        "responses": f"{done['responses']:.0f}",
-        "critical tokens": _share(done["critical_tokens"], done["known_tokens"]),
-        "rollouts made": _share(done["rollouts_made"], done["rollouts_wanted"])
-        + f", {done['rollouts_skipped']:,.0f} not needed",
-        "ended in a loop / at the limit": f"{done['rollouts_looped']:.0f} / {done['rollouts_truncated']:.0f}",
-    }
-    _table("annotate", {**rows, **_cost(manifest)})
-    typer.echo(settings.output.output)
-
-
-def _show_train(settings: TrainSettings, manifest: dict[str, Any]) -> None:
-    facts, done = manifest["facts"], manifest["accounting"]
-    rows = {
-        "rows": f"{facts['rows']} ({facts['rows_dropped']} too long and left out)",
-        "trained tokens an epoch": _share(facts["tokens_per_epoch"], facts["response_tokens_per_epoch"]),
-        "loss": f"{manifest['loss']['first']:.4f} → {manifest['loss']['last']:.4f} in {done['steps']} steps",
-        "time": duration(done["seconds"]),
-    }
-    _table(f"train {settings.method}", rows)
-    typer.echo(settings.output.output)
-
-
-def _show_evaluate(settings: EvaluateSettings, manifest: dict[str, Any]) -> None:
-    done = manifest["accounting"]
-    rows = {
-        "problems": f"{done['problems']:.0f}",
-        "greedy responses correct": _share(done["correct_greedy"], done["problems"]),
-    }
-    if settings.samples:
-        rows["samples correct"] = _share(done["correct_samples"], done["responses"] - done["problems"])
-    _table("evaluate", {**rows, **_cost(manifest)})
-    typer.echo(settings.output.output)
-
-
-def _show_evaluated(settings: EvaluateSettings, done: dict[str, Any]) -> None:
-    if settings.benchmarks is None:
-        _show_evaluate(settings, done)
-        return
-    from cruxtune.benchmark_commands import show_overview
-
-    show_overview(done, settings.output.output)
-
-
-def _show_compare(settings: CompareSettings, _: dict[str, Any]) -> None:
-    typer.echo((settings.output / "comparison.md").read_text())
-    typer.echo(settings.output)
-
-
-def _nothing_more(_: BaseModel, __: dict[str, Any]) -> None:
-    """Show nothing: the command has shown what there is."""
-
-
 def _respond() -> Callable[[RespondSettings], dict[str, Any]]:
     from cruxtune.stages.respond import respond
 
@@ -231,18 +143,7 @@ def _estimate(given: dict[str, Any], dry_run: bool) -> None:
     from cruxtune.stages.estimate import estimate
 
     found = estimate(settings)
-    _table(
-        "estimate",
-        {
-            "responses, positions": f"{found.responses:,}, {found.positions:,}",
-            "rollouts": _share(found.rollouts, found.rollouts_wanted),
-            "tokens": f"{found.tokens:,} ({found.tokens_low:,} to {found.tokens_high:,})",
-            "speed": f"{found.tokens_per_second:,.0f} tokens/s",
-            "time": f"{duration(found.seconds)} ({duration(found.seconds_low)} to {duration(found.seconds_high)})",
-            "tried for": duration(found.trial_seconds),
-        },
-    )
-    typer.echo(json.dumps(asdict(found)))
+    printing.show_estimate(found)
 
 
 def _train() -> Callable[[TrainSettings], dict[str, Any]]:
@@ -280,7 +181,7 @@ _stage(
     "respond",
     RespondSettings,
     _respond,
-    _show_respond,
+    printing.show_respond,
     "Stage 1: let the policy answer problems greedily, and verify the answers.\n\n"
     "Example:\n\n"
     "    cruxtune respond --model embedded --problems gym:chain_sum --size 64 --max-new-tokens 128 "
@@ -290,7 +191,7 @@ _stage(
     "annotate",
     AnnotateSettings,
     _annotate,
-    _show_annotate,
+    printing.show_annotate,
     "Stage 2: find the critical tokens of the correct responses. Each token gives way to the model's next-best ones; "
     "where every replacement ends in a wrong answer, it is critical.\n\n"
     "Example:\n\n"
@@ -307,7 +208,7 @@ _stage(
     "train",
     TrainSettings,
     _train,
-    _show_train,
+    printing.show_train,
     "Stage 4: fine-tune on the critical tokens (cft), on all tokens of the same responses (sft), or on worked "
     "solutions (gold).\n\n"
     "Example:\n\n"
@@ -317,7 +218,7 @@ _stage(
     "evaluate",
     EvaluateSettings,
     _evaluate,
-    _show_evaluated,
+    printing.show_evaluate,
     "Stage 5: answer held-out problems greedily and by samples, and verify. With --benchmarks, those of several "
     "benchmarks (`cruxtune benchmarks` lists them).\n\n"
     "Example:\n\n"
@@ -328,7 +229,7 @@ _stage(
     "compare",
     CompareSettings,
     _compare,
-    _show_compare,
+    printing.show_compare,
     "Stage 6: evaluations of the same problems side by side, with 95 % intervals.\n\n"
     "Example:\n\n"
     "    cruxtune compare --evaluation sft=runs/first/eval-sft --evaluation cft=runs/first/eval-cft "
@@ -338,7 +239,7 @@ _stage(
     "benchmarks",
     BenchmarkSettings,
     _benchmarks,
-    _nothing_more,
+    printing.nothing_more,
     "The benchmarks by name: problems, licences, sources, and whether there are problems to train on.\n\n"
     "Example:\n\n"
     "    cruxtune benchmarks",
@@ -347,12 +248,37 @@ _stage(
     "contamination",
     ContaminationSettings,
     _contamination,
-    _nothing_more,
+    printing.nothing_more,
     "Problems to train on that occur in a benchmark: those that share 13 words in a row with one of its questions. "
     "`--decontaminate` of `cruxtune respond` leaves them out.\n\n"
     "Example:\n\n"
     "    cruxtune contamination --problems train.jsonl --benchmarks gsm8k,math",
 )
+
+
+def _grade(given: dict[str, Any], dry_run: bool) -> None:
+    settings = build(GradeSettings, given)
+    if dry_run:
+        _print_plan([("grade", settings)])
+        return
+    from cruxtune.stages.grade import grade
+
+    done = grade(settings)
+    printing.show_grade(done)
+    if done["bad"] and not settings.skip_bad:
+        raise DataError(
+            f"{done['bad']} of {done['rows']} rows could not be graded (reason bad-line in {done['output']}, which has "
+            f"the verdicts on all others), the first: {done['first_error']}. Correct them, or accept it with --skip-bad"
+        )
+
+
+app.command(
+    "grade",
+    help="Judge the answers of a file: rows of gold and prediction get correct, extracted and reason. A prediction may "
+    "be a bare answer or a whole response.\n\n"
+    "Example:\n\n"
+    "    cruxtune grade answers.jsonl --output verdicts.jsonl",
+)(with_options(GradeSettings, _grade, argument="file"))
 
 
 @app.command("run")
@@ -422,15 +348,5 @@ def _run(path: Path, overrides: Mapping[str, Any], limit: int | None, overwrite:
     done = run(recipe, limit=limit, overwrite=overwrite)
     summary = write_summary(recipe, done.manifests, done.seconds, command=" ".join(["cruxtune", *sys.argv[1:]]))
     typer.echo((recipe.output / "comparison" / "comparison.md").read_text())
-    made, total = summary["rollouts"]["made"], summary["rollouts"]["wanted"]
-    _table(
-        f"run on {summary['task']}",
-        {
-            "annotated responses": str(summary["annotated_responses"]),
-            "critical tokens": f"{100 * summary['critical_share']:.1f} %",
-            "rollouts made": _share(made, total),
-            "time": duration(summary["seconds"]),
-            "peak memory": f"{summary['peak_memory_gib']:.1f} GiB",
-        },
-    )
+    printing.show_run(summary)
     typer.echo(recipe.output / "report.html")

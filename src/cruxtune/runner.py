@@ -16,7 +16,7 @@ from cruxtune.models import Policy
 from cruxtune.progress import bar
 from cruxtune.settings import OutputSettings, VerifierSettings
 from cruxtune.store import DatasetWriter, Rows
-from cruxtune.verifiers import Verifier
+from cruxtune.verifiers import Rules, Verifier
 
 Work = Callable[[Policy, range, Meter, Progress], Mapping[str, Rows]]
 """Does one group: (policy, its slice of the source, meter, progress) → rows of every table."""
@@ -97,6 +97,12 @@ def open_verifier(settings: VerifierSettings) -> Verifier:
         timeout=settings.verify_timeout,
         memory=settings.verify_memory,
         function=settings.verifier,
+        rules=Rules(
+            list_order=settings.list_order,
+            percent=settings.percent,
+            units=settings.units,
+            relative_tolerance=settings.relative_tolerance,
+        ),
     )
 
 

@@ -93,6 +93,18 @@ class VerifierSettings(Settings):
     strict_answers: bool = Field(
         False, description="Accept only explicit answers (\\boxed{}, ####, 'the answer is'), never the last number."
     )
+    list_order: Literal["any", "same"] = Field(
+        "any", description="Order of several answers without brackets, as in '1, -2': any, or the same as the gold's."
+    )
+    percent: Literal["either", "value"] = Field(
+        "either", description="What 10 % answers: 10 as well as 0.1 (either), or 0.1 alone (value)."
+    )
+    units: Literal["checked", "ignored"] = Field(
+        "checked", description="Known units on both sides: checked (5 m is 500 cm and not 5 cm) or ignored."
+    )
+    relative_tolerance: float = Field(
+        0.0, ge=0, lt=1, description="Share of the gold by which a number may be off, e.g. 0.01; 0 for rounding alone."
+    )
     verify_timeout: float = Field(5.0, gt=0, description="Wall-clock limit of one comparison, in seconds.")
     verify_memory: float = Field(
         1.0, ge=0, description="GiB that one comparison may take above what a verifier process holds; 0 for no limit."
@@ -299,6 +311,25 @@ class CompareSettings(Settings):
     output: Path = Field(description="Directory for comparison.md and comparison.json.")
     seed: int = Field(0, ge=0, description="Seed of the bootstrap.")
     limit: int | None = Field(None, gt=0, description="Use only the first N problems.")
+
+
+class GradeSettings(Settings):
+    """Verdicts on the answers of a file."""
+
+    file: Path = Field(description="JSON Lines (also .gz) of gold and prediction: a bare answer or a whole response.")
+    output: Path | None = Field(None, description="JSON Lines to write, rows with verdicts; by default beside FILE.")
+    kind: Literal["auto", "math", "choice", "exact", "custom"] = Field(
+        "auto",
+        description="How answers are compared where a row does not say; auto is choice for rows whose gold answer is "
+        "one of their choices, else math.",
+    )
+    fields: dict[str, str] = Field(
+        default_factory=dict, description="Column of a field, where it differs: gold=answer."
+    )
+    verifier: VerifierSettings = VerifierSettings()
+    limit: int | None = Field(None, gt=0, description="Grade only the first N rows.")
+    skip_bad: bool = Field(False, description="End well although some rows could not be graded.")
+    overwrite: bool = Field(False, description="Replace --output.")
 
 
 def flat(settings: BaseModel) -> dict[str, Any]:

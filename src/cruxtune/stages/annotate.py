@@ -82,7 +82,7 @@ def annotate(settings: AnnotateSettings, *, policy: Policy | None = None) -> dic
                 responses=manifest["fingerprint"],
                 max_new_tokens=limit,
                 loop_stop=past.decoding.loop_stop,
-                strict_answers=past.verifier.strict_answers,
+                **past.verifier.model_dump(exclude={"verify_timeout", "verifier"}),
             ),
             tables={"data": ANNOTATION_SCHEMA, "rollouts": ROLLOUT_SCHEMA},
             groups=groups_by_work(lengths, settings.alternatives, most=settings.group_size),

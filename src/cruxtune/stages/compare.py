@@ -24,6 +24,10 @@ _CONDITIONS = (
     "max_new_tokens",
     "seed",
     "strict_answers",
+    "list_order",
+    "percent",
+    "units",
+    "relative_tolerance",
     "loop_stop",
 )
 """What must be the same for scores to be comparable."""

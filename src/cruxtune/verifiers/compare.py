@@ -16,20 +16,24 @@ import sys
 import traceback
 from collections.abc import Callable
 from decimal import Decimal
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
 from cruxtune.errors import VerifierError
 from cruxtune.records import Problem, Verdict
+from cruxtune.verifiers.answers import USUAL, Rules, answers_equal
 from cruxtune.verifiers.choice import extract_choice, options
 from cruxtune.verifiers.extract import (
     TEXT_MACRO,
     clean,
+    explicit_math,
     extract_exact,
     extract_gym,
     extract_math,
     lone_number,
     normalised,
+    states_only,
 )
 from cruxtune.verifiers.guard import math_verify
 
@@ -55,6 +59,7 @@ def judge(
     problem: Problem,
     strict: bool = False,
     function: str | None = None,
+    rules: Rules = USUAL,
     before_algebra: BeforeAlgebra | None = None,
 ) -> Verdict:
     r"""Return the verdict on a text, without any limit of time or memory.
@@ -64,6 +69,7 @@ def judge(
         problem: the problem that it answers; its `kind` decides how.
         strict: take explicit forms only (`--strict-answers`).
         function: `module:function` of the user's verifier, for problems of kind custom (`--verifier`).
+        rules: conventions for mathematical answers on which users differ.
         before_algebra: hears of the answers that are about to be compared symbolically; what it raises ends judging.
 
     Raises:
@@ -74,13 +80,29 @@ def judge(
     Verdict(correct=True, extracted='42', reason='hash')
     """
     if problem.kind == "math":
-        found = extract_math(text, strict)
-        return Verdict(found.answer is not None and math_equal(problem.answer, found.answer, before_algebra), *found)
+        if states_only(text, problem.answer):
+            return Verdict(True, clean(problem.answer), "bare")
+        found = explicit_math(text) or extract_math(text, strict)
+        if found.answer is None:
+            return Verdict(False, *found)
+        # Once for each text, and with the whole answers: what a limit cuts off is all that was compared for them.
+        before = functools.cache(functools.partial(before_algebra, problem.answer, found.answer)) if before_algebra else None
+        right = answers_equal(
+            problem.answer,
+            found.answer,
+            rules,
+            problem.metadata,
+            functools.partial(math_equal, before_algebra=before),
+            functools.partial(decimal_value, before_algebra=before),
+        )
+        return Verdict(right, lone_number(found.answer) or found.answer, found.form)
     if problem.kind == "choice":
         known = options(problem.answer, problem.choices)
         found = extract_choice(text, known, strict)
         return Verdict(found.answer is not None and normalised(found.answer) == normalised(known.gold), *found)
     if problem.kind == "exact":
+        if states_only(text, problem.answer):
+            return Verdict(True, clean(problem.answer), "bare")
         found = extract_exact(text, strict)
         return Verdict(found.answer is not None and normalised(found.answer) == normalised(problem.answer), *found)
     if problem.kind == "gym":
@@ -110,15 +132,14 @@ def prepare(problem: Problem, function: str | None = None) -> None:
         load_function(function)
 
 
-def math_equal(gold: str, answer: str, before_algebra: BeforeAlgebra | None = None) -> bool:
-    r"""Whether an extracted answer equals the gold: as strings, as decimals, else by Math-Verify.
+def math_equal(gold: str, answer: str, before_algebra: Callable[[], None] | None = None) -> bool:
+    r"""Whether a value of an answer equals one of the gold's: as strings, as decimals, else by Math-Verify.
 
     Most answers are plain numbers, and none of these is ever a float, whose infinity 4e400 and 9e999 would share.
 
     >>> math_equal("2,125", r"\\$2125.00"), math_equal("50", "50%"), math_equal("3", "3.0001")
     (True, True, False)
     """
-    before = functools.partial(before_algebra, gold, answer) if before_algebra else None
     gold, answer = clean(gold), clean(answer)
     gold, answer = lone_number(gold) or gold, lone_number(answer) or answer
     plain_gold, plain_answer = _plain(gold), _plain(answer)
@@ -129,9 +150,26 @@ def math_equal(gold: str, answer: str, before_algebra: BeforeAlgebra | None = No
         return _decimals_equal(*numbers[0], *numbers[1])
     if max(len(gold), len(answer)) > _LONGEST or _HUGE.fullmatch(plain_gold) or _HUGE.fullmatch(plain_answer):
         return False
-    if before:
-        before()
+    if before_algebra:
+        before_algebra()
     return _math_verify_equal(gold, answer)
+
+
+def decimal_value(answer: str, before_algebra: Callable[[], None] | None = None) -> Fraction | None:
+    r"""Return the value of a constant expression to 30 digits, None for anything else.
+
+    >>> decimal_value(r"\frac{\pi}{2}").limit_denominator(100), decimal_value("x+1")
+    (Fraction(11, 7), None)
+    """
+    if before_algebra:
+        before_algebra()
+    for parsed in _parsed(answer):
+        try:
+            return Fraction(str(parsed.evalf(30)))
+        # Symbols, complex numbers, matrices, relations, what Math-Verify leaves as text: no decimal.
+        except (AttributeError, TypeError, ValueError):
+            continue
+    return None
 
 
 def load_function(function: str | None) -> Callable[[str, dict[str, Any]], Any]:
@@ -262,7 +300,10 @@ def _percent_factors(answer_percent: bool) -> tuple[Decimal, Decimal]:
 
 @lru_cache(maxsize=1 << 14)
 def _math_verify_equal(gold: str, answer: str) -> bool:
-    return bool(math_verify().verify(_parsed(gold), _parsed(answer), timeout_seconds=None))
+    # Math-Verify takes "(5, oo)" for "x > 5", and would not the other way round without being told.
+    return bool(
+        math_verify().verify(_parsed(gold), _parsed(answer), timeout_seconds=None, allow_set_relation_comp=True)
+    )
 
 
 @lru_cache(maxsize=4096)

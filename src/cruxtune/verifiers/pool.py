@@ -30,6 +30,7 @@ from typing import IO, Any
 
 from cruxtune.errors import VerifierError
 from cruxtune.records import Problem, Verdict
+from cruxtune.verifiers.answers import USUAL, Rules
 from cruxtune.verifiers.extract import FALLBACK_REASONS
 
 PREPARATION_SECONDS = 120.0
@@ -141,6 +142,7 @@ class Verifier:
         workers: processes, started as they are needed; by default the cores that this process may use, at most 4.
         function: `module:function` that judges problems of kind custom (`--verifier`). It is called with the text and
             the problem as a dict, and returns a bool, or a bool and the answer that it found.
+        rules: conventions for mathematical answers on which users differ.
     """
 
     def __init__(
@@ -150,6 +152,7 @@ class Verifier:
         workers: int | None = None,
         function: str | None = None,
         memory: float = 1.0,
+        rules: Rules = USUAL,
     ) -> None:
         if timeout <= 0 or (workers is not None and workers < 1):
             raise ValueError(f"timeout ({timeout}) must be positive and workers ({workers}) at least 1")
@@ -158,7 +161,13 @@ class Verifier:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self._size = workers or min(cores, _MAX_WORKERS)
         self._timeout = timeout
-        self._settings = {"strict": strict, "function": function, "timeout": timeout, "memory": int(memory * (1 << 30))}
+        self._settings = {
+            "strict": strict,
+            "function": function,
+            "timeout": timeout,
+            "memory": int(memory * (1 << 30)),
+            "rules": rules._asdict(),
+        }
         self._workers: list[_Worker] = []
         self._exceeded: dict[tuple[str, str], str] = {}
         self._counts: Counter[str] = Counter(verdicts=0, fallback=0, timeouts=0, out_of_memory=0, crashes=0)
@@ -187,15 +196,14 @@ class Verifier:
             VerifierError: a worker cannot start, the user's function cannot be imported, or a problem cannot be judged
                 whatever the text is.
         """
-        first: dict[tuple[str, str, str, str], int] = {}
-        jobs = []
-        for index, (text, problem) in enumerate(texts_and_problems):
-            jobs.append(first.setdefault((text, problem.id, problem.kind, problem.answer), index))
+        lines = [_line(text, problem) for text, problem in texts_and_problems]
+        first: dict[bytes, int] = {}
+        jobs = [first.setdefault(line, index) for index, line in enumerate(lines)]
         with self._lock:
             if self._closed:
                 raise RuntimeError("this Verifier is closed")
             try:
-                verdicts = self._run(texts_and_problems, deque(first.values()))
+                verdicts = self._run(lines, deque(first.values()))
             except BaseException:
                 _end(self._workers)  # they have texts of this call, whose verdicts must not reach the next
                 raise
@@ -221,11 +229,11 @@ class Verifier:
             worker.forget()
         self._workers.clear()
 
-    def _run(self, items: Sequence[tuple[str, Problem]], pending: deque[int]) -> dict[int, Verdict]:
+    def _run(self, lines: Sequence[bytes], pending: deque[int]) -> dict[int, Verdict]:
         verdicts: dict[int, Verdict] = {}
         total = len(pending)
         while len(verdicts) < total:
-            self._deal(items, pending)
+            self._deal(lines, pending)
             self._wait()
             for worker in list(self._workers):
                 messages, ended = worker.read()
@@ -237,7 +245,7 @@ class Verifier:
                     pending.extendleft(reversed(worker.jobs))
         return verdicts
 
-    def _deal(self, items: Sequence[tuple[str, Problem]], pending: deque[int]) -> None:
+    def _deal(self, lines: Sequence[bytes], pending: deque[int]) -> None:
         """Give waiting texts to workers that run low, and start workers while there are texts for them."""
         for worker in [one for one in self._workers if one.process.poll() is not None and not one.jobs]:
             self._workers.remove(worker)  # died between two calls
@@ -248,7 +256,7 @@ class Verifier:
         for worker in sorted(self._workers, key=lambda one: len(one.jobs)):
             if pending and len(worker.jobs) <= share // 2:
                 jobs = [pending.popleft() for _ in range(min(share, len(pending)))]
-                worker.give(jobs, (_line(*items[job]) for job in jobs))
+                worker.give(jobs, (lines[job] for job in jobs))
 
     def _wait(self) -> None:
         """Sleep until a pipe has or takes something, or the first time limit passes."""

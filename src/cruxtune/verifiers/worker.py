@@ -1,8 +1,9 @@
 """A process that judges texts: started by `cruxtune.verifiers.pool`, which runs `main` in a new interpreter.
 
-One JSON document a line, both ways. Lines in: first the settings, {"strict", "function", "timeout", "memory" (bytes, 0
-for no limit), "parent", "exceeded"}, then texts, {"text", "problem"}, and at any time {"exceeded"}: pairs of answers
-whose comparison has exceeded a limit already, as a list of [gold, extracted, reason]. Lines out, in the texts' order:
+One JSON document a line, both ways. Lines in: first the settings, {"strict", "function", "timeout", "rules",
+"memory" (bytes, 0 for no limit), "parent", "exceeded"}, then texts, {"text", "problem"}, and at any time {"exceeded"}:
+pairs of answers whose comparison has exceeded a limit already, as a list of [gold, extracted, reason]. Lines out, in
+the texts' order:
 
     {"busy": true}              what follows may take long: imports, a scorer to build; the time limit pauses
     {"ready": true}             done with that
@@ -29,6 +30,7 @@ from typing import Any, TextIO
 
 from cruxtune.errors import VerifierError
 from cruxtune.records import Problem, Verdict
+from cruxtune.verifiers.answers import Rules
 from cruxtune.verifiers.compare import judge, load_function, preparation, prepare
 
 _ORPHAN_CHECK_SECONDS = 5.0
@@ -59,7 +61,7 @@ def main() -> None:
 
 
 def _serve(lines: Iterator[bytes], sink: TextIO, settings: dict[str, Any]) -> None:
-    strict, function = settings["strict"], settings["function"]
+    strict, function, rules = settings["strict"], settings["function"], Rules(**settings["rules"])
     exceeded = {(gold, extracted): reason for gold, extracted, reason in settings["exceeded"]}
     if function is not None:
         load_function(function)
@@ -95,7 +97,7 @@ def _serve(lines: Iterator[bytes], sink: TextIO, settings: dict[str, Any]) -> No
         started = time.monotonic()
         full = False
         try:
-            verdict = judge(row["text"], problem, strict, function, before_algebra)
+            verdict = judge(row["text"], problem, strict, function, rules, before_algebra)
         except _ExceededBefore as known:
             verdict = known.verdict
         except MemoryError:
