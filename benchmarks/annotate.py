@@ -13,12 +13,14 @@ as correct, and a label means: does the counterfactual still reach this answer?
 
 Everybody works in the same precision on the same responses, and asks second alternatives only where the first ones
 fail. Model loading, vLLM's start and our calibration are not counted. bfloat16 and float32 labels depend a little on
-how tokens are batched, so each method is compared with one-by-one decoding on the same sampled positions.
+how tokens are batched, so each method is compared with one-by-one decoding on the same sampled positions. What was
+decoded one by one for that (not for row a) is kept in the cache, so that its hours can be interrupted.
 
 The limit is the time that the emitted tokens would take at the best prefill rate of this model, logits at every
 position: no decoder that computes every emitted token once can be faster.
 
-The first run makes a cache (about 7 minutes on two cores). Run it on a machine that does nothing else:
+The first run makes a cache (about 7 minutes on two cores, and the one-by-one reference). Run it on a machine that does
+nothing else:
 
   python benchmarks/annotate.py --quick --json out.json
   python benchmarks/annotate.py --vllm-python ../vllm/bin/python --json out.json
@@ -40,10 +42,11 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import tables
 import torch
-from case import DECODING, TOKEN_LIMIT, Case, load, prepare, usable_responses
+from case import ALTERNATIVES, DECODING, TOKEN_LIMIT, Case, load, prepare, usable_responses
 from exactness import compare, reference
 from limits import growth, machine
 from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress
 from speed import Speed
 from vllm_client import Vllm, available
 
@@ -59,8 +62,8 @@ _KEYS = (
 """Null in the JSON where they were not measured."""
 _PROBLEMS = 72
 """Problems of a cache made here: enough for 40 responses of the wanted length."""
-_FULL = {"responses": 6, "repeats": 3, "compared": 40, "positions": 16}
-_QUICK = {"responses": 2, "repeats": 1, "compared": 6, "positions": 8}
+_FULL = {"responses": 16, "few": 3, "sampled": 8, "repeats": 3, "compared": 40, "positions": 16}
+_QUICK = {"responses": 2, "few": 1, "sampled": 8, "repeats": 1, "compared": 6, "positions": 8}
 
 
 def main() -> None:
@@ -95,7 +98,7 @@ def main() -> None:
             if parts:
                 say(f"{dtype}: loading")
                 case = load(options.cache, dtype, responses, size["positions"], verifier)
-                _run(parts, case, size, options, results, say)
+                _run(parts, case, size, options, results, console, say)
                 del case
     results["seconds"] = time.perf_counter() - started
     tables.show(console, results)
@@ -111,15 +114,12 @@ def _run(
     size: dict[str, int],
     options: argparse.Namespace,
     results: dict[str, Any],
+    console: Console,
     say: Callable[[str], None],
 ) -> None:
     """Measure in one precision, and put what comes out into `results`."""
-    if parts - {"growth"}:
-        say(f"{case.dtype}: decoding at {sum(map(len, case.sampled))} positions one by one")
-        expected, spent = reference(case)
-        say(f"{case.dtype}: {len(spent)} rollouts: {expected.seconds:.1f} s")
     if "speed" in parts:
-        speed = Speed(case, size["responses"], expected, spent, say)
+        speed = Speed(case, size["responses"], size["few"], size["sampled"], say)
         with ExitStack() as stack:
             vllm, why_not = None, available(options.vllm_python)
             if why_not is None:
@@ -131,6 +131,10 @@ def _run(
             speed.measure(size["repeats"], quick=options.quick, vllm=vllm, why_no_vllm=why_not)
             results.update(_summary(speed), vllm=vllm.facts if vllm else None)
     if "exactness" in parts:
+        memory = options.cache / f"one-by-one-{case.dtype}.jsonl"
+        with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console, transient=True) as bar:
+            task = bar.add_task(f"{case.dtype}: one by one", total=ALTERNATIVES * sum(map(len, case.sampled)))
+            expected = reference(case, memory, lambda: bar.advance(task))
         found = results["exactness"][case.dtype] = compare(case, expected)
         results[f"label_agreement_{case.dtype}"] = found["label_agreement"]
         results[f"batched_agreement_{case.dtype}"] = found["batched_label_agreement"]
@@ -191,6 +195,8 @@ def _options() -> argparse.Namespace:
     )
     for name, text in (
         ("responses", "responses that are timed"),
+        ("few", "those of them on which slower methods are timed"),
+        ("sampled", "positions of each of the few that are decoded one by one for row a"),
         ("repeats", "repetitions of rows b, c, e and f; ratios are medians over pairs"),
         ("compared", "responses that are compared with one-by-one decoding"),
         ("positions", "sampled positions of each of these"),

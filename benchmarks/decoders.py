@@ -7,10 +7,13 @@ decoder ends a rollout at the same tokens: end of sequence, the token limit, and
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -85,9 +88,30 @@ def completing(case: Case, complete: Complete) -> Decoder:
     return decode
 
 
-def one_by_one(case: Case, spent: dict[Ask, float] | None = None) -> Decoder:
-    """Return the reference: transformers' `generate`, one prompt at a time; `spent` takes the seconds of each."""
-    decode = completing(case, lambda prompts, limits: _generate(case, prompts, limits))
+def one_by_one(
+    case: Case,
+    spent: dict[Ask, float] | None = None,
+    memory: Path | None = None,
+    tick: Callable[[], None] | None = None,
+) -> Decoder:
+    """Return the reference: transformers' `generate`, one prompt at a time.
+
+    `spent` takes the seconds of each. `memory` is a file of what was decoded before, which grows with every rollout, so
+    that hours of it can be interrupted; `tick` is called after each.
+    """
+    known = {} if memory is None or not memory.exists() else dict(map(json.loads, memory.read_text().splitlines()))
+
+    def complete(prompts: list[list[int]], limits: list[int]) -> list[list[int]]:
+        ((prompt,), (limit,)) = prompts, limits
+        key = hashlib.blake2b(repr((prompt, limit)).encode(), digest_size=12).hexdigest()
+        if key not in known:
+            (known[key],) = _generate(case, [prompt], [limit])
+            if memory is not None:
+                with memory.open("a") as file:
+                    file.write(json.dumps([key, known[key]]) + "\n")
+        return [known[key]]
+
+    decode = completing(case, lambda prompts, limits: complete(prompts, limits) if prompts else [])
 
     def timed(asks: list[Ask]) -> list[list[int]]:
         decoded = []
@@ -96,6 +120,8 @@ def one_by_one(case: Case, spent: dict[Ask, float] | None = None) -> Decoder:
             decoded += decode([ask])
             if spent is not None:
                 spent[ask] = time.perf_counter() - started
+            if tick is not None:
+                tick()
         return decoded
 
     return timed

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from case import Ask, Case
+from case import Case
 from decoders import Outcome, annotate_with, batched, one_by_one, packed
 
 from cruxtune.engines.transformers import TransformersEngine
@@ -12,13 +14,10 @@ from cruxtune.engines.transformers import TransformersEngine
 _BATCH = 64
 
 
-def reference(case: Case) -> tuple[Outcome, dict[Ask, float]]:
-    """Return one-by-one decoding of the sampled positions of all responses, and the seconds of each rollout."""
-    spent: dict[Ask, float] = {}
+def reference(case: Case, memory: Path, tick: Callable[[], None]) -> Outcome:
+    """Return one-by-one decoding of the sampled positions of all responses; `memory` keeps it for the next run."""
     case.model.set_attn_implementation("sdpa")
-    # The first call is slow everywhere.
-    annotate_with(case, [0], [[len(case.responses[0].response_ids) - 1]], one_by_one(case))
-    return annotate_with(case, range(len(case.responses)), case.sampled, one_by_one(case, spent)), spent
+    return annotate_with(case, range(len(case.responses)), case.sampled, one_by_one(case, memory=memory, tick=tick))
 
 
 def compare(case: Case, expected: Outcome) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from statistics import mean, median
 from typing import Any
 
-from case import ALTERNATIVES, DECODING, TOKEN_LIMIT, Ask, Case
-from decoders import Decoder, Outcome, WholePrompts, annotate_with, batched, completing, continuous
+from case import ALTERNATIVES, DECODING, TOKEN_LIMIT, Ask, Case, stratified
+from decoders import Decoder, WholePrompts, annotate_with, batched, completing, continuous, one_by_one
 from limits import prefill_rate
 from vllm_client import Vllm
 
@@ -32,12 +32,11 @@ _GIVEN = "alternatives given"
 class Speed:
     """The first `count` responses of a case, annotated by one method after the other.
 
-    `reference` and `spent` are the outcome and the seconds of one-by-one decoding on the sampled positions.
+    Methods that decode one response after the other are timed on the first `few`, and their time is scaled by the
+    rollouts that all of them need; one-by-one decoding on `positions` sampled positions of these.
     """
 
-    def __init__(
-        self, case: Case, count: int, reference: Outcome, spent: dict[Ask, float], say: Callable[[str], None]
-    ) -> None:
+    def __init__(self, case: Case, count: int, few: int, positions: int, say: Callable[[str], None]) -> None:
         self.rows: dict[str, dict[str, Any]] = {}
         self.limits: list[float] = []
         """Seconds, one beside each repetition of f."""
@@ -47,8 +46,9 @@ class Speed:
         self._case = case
         self._places = list(range(count))
         self._everywhere = [list(range(len(response.response_ids))) for response in case.responses[:count]]
-        self._reference = {key: label for key, label in reference.labels.items() if key[0] < count}
-        self._spent = {ask: seconds for ask, seconds in spent.items() if ask.place < count}
+        self._few = self._places[:few]
+        self._positions = positions
+        self._reference: Labels = {}
         self._say = say
         self._engine = TransformersEngine(case.model, eos_ids=case.eos_ids, context_length=case.context_length)
         # The calibration is not annotation; like start-up, it counts for nobody.
@@ -61,27 +61,45 @@ class Speed:
     def measure(self, repeats: int, *, quick: bool, vllm: Vllm | None, why_no_vllm: str | None) -> None:
         """Fill the rows."""
         self._warm_up(vllm)
+        self._sequential()
         size = _BATCH_SIZE if quick else self._fastest_batch()
         for _ in range(repeats):
             self._limit_and_f()
             self._with_vllm(vllm, why_no_vllm)
             with self._attention("sdpa"):
-                self._stage("c", "the first engine", self._plain, note=f"batches of {_BATCH_SIZE}")
-                self._other("b", "generate, in batches", batched(self._case, size), f"left-padded batches of {size}")
-        self._sequential()
+                self._stage("c", "the first engine", self._plain, note=f"batches of {_BATCH_SIZE}", few=True)
+                self._other(
+                    "b", "generate, in batches", batched(self._case, size), f"left-padded batches of {size}", few=True
+                )
+        self._extrapolate_sequential()
         self._transformers_own(quick=quick)
-        self._stage("f-drafts", "f without drafts", self._undrafted())
+        if not quick:
+            self._variants()
+
+    def _variants(self) -> None:
+        """Add f and f without each of its ideas, all on the few responses, so that they are compared like with like."""
+        self._stage("f-few", "f on the few responses", self._engine, few=True)
+        self._stage("f-drafts", "f without drafts", self._undrafted(), few=True)
         self._stage(
             "f-prefix",
             "f without shared prefix",
             WholePrompts(self._engine),
             note="each from its whole prompt, which leaves it no drafts either",
+            few=True,
         )
-        self._stage("f-skipping", "f without skipping", self._engine, every=True, note="both alternatives everywhere")
+        self._stage(
+            "f-skipping",
+            "f without skipping",
+            self._engine,
+            every=True,
+            note="both alternatives everywhere",
+            few=True,
+        )
 
     def ratio(self, row: str) -> float | None:
         """Return how many times as long a row took as f, the median over the pairs of repetitions; None if not run."""
-        times, ours = self.rows[row]["seconds"], self.rows["f"]["seconds"]
+        base = "f-few" if row in ("f-drafts", "f-prefix", "f-skipping") else "f"
+        times, ours = self.rows[row]["seconds"], self.rows[base]["seconds"]
         if not times:
             return None
         if len(times) != len(ours):
@@ -138,15 +156,30 @@ class Speed:
         self.rows["e"]["prefix_cache_hit_rate"] = vllm.hits / max(1, vllm.queries)
 
     def _sequential(self) -> None:
-        """Add row a: all rollouts needed, each as long as the mean of its response's sampled first ones."""
-        first: dict[int, list[float]] = {place: [] for place in self._places}
+        """Decode sampled positions one by one: the reference of labels, and what row a is extrapolated from."""
+        self._spent: dict[Ask, float] = {}
+        sampled = [stratified(len(self._everywhere[place]), self._positions, place) for place in self._few]
+        with self._attention("sdpa"):
+            # The first call is slow everywhere.
+            annotate_with(self._case, [0], [self._everywhere[0][-1:]], one_by_one(self._case))
+            outcome = annotate_with(self._case, self._few, sampled, one_by_one(self._case, self._spent))
+        self._reference = outcome.labels
+        self._say(f"a: {len(self._spent)} rollouts one by one: {sum(self._spent.values()):.1f} s")
+
+    def _extrapolate_sequential(self) -> None:
+        """Add row a: the few responses' rollouts, each as long as the mean of its response's sampled first ones."""
+        first: dict[int, list[float]] = {place: [] for place in self._few}
         for ask, seconds in self._spent.items():
             if ask.rank == 0:
                 first[ask.place].append(seconds)
-        total = sum(rollouts * mean(first[place]) for place, rollouts in self.needed.items())
+        total = sum(self.needed[place] * mean(times) for place, times in first.items()) * self._scale()
         sampled = sum(map(len, first.values()))
-        note = f"extrapolated from {sampled} sampled first alternatives"
+        note = f"extrapolated from {sampled} sampled first alternatives of {len(first)} responses"
         self._add("a", "generate, one by one", total, 1.0, rollouts=self.needed.total(), note=note)
+
+    def _scale(self) -> float:
+        """Return the rollouts that all responses need for each one that the few need."""
+        return self.needed.total() / sum(self.needed[place] for place in self._few)
 
     def _transformers_own(self, *, quick: bool) -> None:
         """Add row d: all rollouts of one response, extrapolated to the others by their number."""
@@ -174,22 +207,34 @@ class Speed:
         engine.tune()
         return engine
 
-    def _stage(self, row: str, name: str, engine: Any, *, every: bool = False, note: str = "") -> Counter[int]:
+    def _stage(
+        self, row: str, name: str, engine: Any, *, every: bool = False, note: str = "", few: bool = False
+    ) -> Counter[int]:
         """Add a row of an engine behind our stage; return the rollouts of each response."""
-        seconds, used, labels, rollouts = self._annotate(self._places, self._everywhere, engine, every=every)
+        places = self._few if few else self._places
+        everywhere = [self._everywhere[place] for place in places]
+        seconds, used, labels, rollouts = self._annotate(places, everywhere, engine, every=every)
         counts = {count: used[count] for count in _COUNTS}
-        self._add(row, name, seconds, self._agreement(labels), rollouts=rollouts.total(), note=note, **counts)
+        scale = self._scale() if few else 1.0
+        if scale != 1.0:
+            note += f"; {len(places)} responses, scaled by rollouts"
+        agreement = self._agreement(labels)
+        self._add(row, name, seconds * scale, agreement, rollouts=rollouts.total(), note=note, **counts)
         return rollouts
 
-    def _other(self, row: str, name: str, decode: Decoder, note: str) -> None:
+    def _other(self, row: str, name: str, decode: Decoder, note: str, *, few: bool = False) -> None:
         """Add a row of another decoder."""
-        outcome = annotate_with(self._case, self._places, self._everywhere, decode)
+        places = self._few if few else self._places
+        outcome = annotate_with(self._case, places, [self._everywhere[place] for place in places], decode)
         # Of a rollout, neither the beginning that it shares nor the alternative was emitted.
         emitted = sum(len(ids) - position - 1 for (_, position, _), ids in outcome.rollouts.items())
+        scale = self._scale() if few else 1.0
+        if scale != 1.0:
+            note += f"; {len(places)} responses, scaled by rollouts"
         self._add(
             row,
             name,
-            outcome.seconds,
+            outcome.seconds * scale,
             self._agreement(outcome.labels),
             rollouts=len(outcome.rollouts),
             tokens_emitted=emitted,

@@ -19,7 +19,7 @@ from cruxtune.store import read_manifest, read_rows
 
 PROGRAM = Path(sys.executable).with_name("cruxtune")
 ROOT = Path(__file__).parents[1]
-STAGES = ["respond", "annotate", "select", "train", "evaluate", "compare"]
+STAGES = ["respond", "annotate", "select", "train", "evaluate", "compare", "benchmarks", "contamination"]
 GOOD = '{"question": "1 + 1?", "answer": "2"}'
 
 
@@ -84,6 +84,21 @@ RESPOND = "respond --model /nowhere --output out --problems"
             None,
             ["trainer field packing is refused"],
         ),
+        (f"{RESPOND} benchmark:mmlu_medical", None, ["no train split", "for evaluation only"]),
+        (f"{RESPOND} p.jsonl --decontaminate gsm8", [GOOD], ["--decontaminate: ", "Did you mean 'gsm8k'"]),
+        ("evaluate --model m --output out", None, ["--benchmarks: either this or --problems"]),
+        ("evaluate --model m --output out --benchmarks svmap", None, ["'svmap'", "Did you mean 'svamp'"]),
+        (
+            "evaluate --model m --output out --benchmarks gsm8k --benchmarks-dir .",
+            None,
+            ["--benchmarks-dir . has no gsm8k/test.jsonl", "leave out --benchmarks-dir"],
+        ),
+        ("benchmarks --benchmarks-dir nowhere", None, ["--benchmarks-dir nowhere is no directory"]),
+        (
+            "train --method sft --annotations a --output out --decontaminate paper",
+            None,
+            ["--decontaminate", "cruxtune respond"],
+        ),
         ("run nope.yaml", None, ["the recipe nope.yaml does not exist"]),
         ("run", None, ["Missing", "recipe"]),
         ("answer", None, ["No such command 'answer'"]),
@@ -121,7 +136,7 @@ def test_without_a_command_help_is_shown_and_nothing_else(tmp_path: Path) -> Non
 # What is asked for
 
 
-@pytest.mark.parametrize("name", [*STAGES, "run", "demo"])
+@pytest.mark.parametrize("name", [*STAGES, "grade", "run", "demo"])
 def test_help_has_an_example_that_works(tmp_path: Path, name: str) -> None:
     """--help of every command shows a command line of it; that line, with --dry-run, runs and writes nothing."""
     shown = cruxtune(name, "--help", cwd=tmp_path)
@@ -152,6 +167,67 @@ def test_dry_run_shows_what_would_be_used(tmp_path: Path) -> None:
     assert settings["output"]["output"] == "out"
 
 
+def test_benchmarks_are_listed_with_and_without_files(tmp_path: Path) -> None:
+    """The table has a row for each; with a directory, what is there and what is missing."""
+    from cruxtune.benchmarks import BENCHMARKS
+
+    table = cruxtune("benchmarks", cwd=tmp_path)
+    assert table.returncode == 0, table.stderr
+    for name, benchmark in BENCHMARKS.items():
+        (row,) = re.findall(rf"^{name} .*$", table.stdout, re.MULTILINE)
+        assert f"{benchmark.splits['test'].rows:,}" in row
+        assert benchmark.licence in row
+    assert "never trained on" in table.stderr
+    (tmp_path / "files" / "medqa").mkdir(parents=True)
+    (tmp_path / "files" / "medqa" / "test.jsonl").write_text("{}\n{}\n")
+    table = cruxtune("benchmarks", "--benchmarks-dir", "files", cwd=tmp_path)
+    assert re.search(r"^medqa +2 +test +choice +MIT +none here, 10,178 at the source ", table.stdout, re.MULTILINE)
+    assert re.search(r"^gsm8k +no file ", table.stdout, re.MULTILINE)
+
+
+def test_contamination_is_listed(tmp_path: Path) -> None:
+    """A JSON object for each finding on stdout, or in a file; the numbers on stderr."""
+    (tmp_path / "files" / "svamp").mkdir(parents=True)
+    (tmp_path / "files" / "svamp" / "test.jsonl").write_text('{"question": "1  + 1", "answer": "2"}')
+    (tmp_path / "p.jsonl").write_text(f'{GOOD}\n{{"question": "1 + 2?", "answer": "3"}}\n')
+    command = shlex.split("contamination --problems p.jsonl --benchmarks svamp --benchmarks-dir files")
+    found = cruxtune(*command, cwd=tmp_path)
+    assert found.returncode == 0, found.stderr
+    assert json.loads(found.stdout) == {
+        "id": "p.jsonl/0",
+        "benchmark": "svamp",
+        "like": "svamp/test/0",
+        "overlap": 1.0,
+        "shared": "1 1",
+    }
+    assert "1 of 2 problems occur in these benchmarks; leave them out with --decontaminate svamp" in found.stderr
+    written = cruxtune(*command, "--output", "found.jsonl", cwd=tmp_path)
+    assert written.stdout == "found.jsonl\n"
+    assert (tmp_path / "found.jsonl").read_text() == found.stdout
+
+
+def test_a_recipe_never_trains_on_a_test_split(tmp_path: Path) -> None:
+    """It stops before anything is done; the training split of the same benchmark may be named."""
+    (tmp_path / "gsm8k").mkdir()
+    rows = [{"id": f"gsm8k/test/{n}", "question": f"{n} + 1?", "answer": str(n + 1)} for n in range(4)]
+    (tmp_path / "gsm8k" / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "r.yaml").write_text(
+        "{output: out, model: m, benchmarks_dir: ., problems: {problems: 'benchmark:gsm8k', split: test},"
+        " splits: {heldout: 1}, train: {cft: {method: cft}}}"
+    )
+    told = complaint_after(cruxtune("run", "r.yaml", cwd=tmp_path))
+    assert "4 of the problems are of the test split of GSM8K, first gsm8k/test/0" in told
+    told = complaint_after(cruxtune("run", "r.yaml", "--set", "problems.split=train", cwd=tmp_path))
+    assert "has no training split in --benchmarks-dir ." in told
+
+
+def complaint_after(result: subprocess.CompletedProcess[str]) -> str:
+    """Return the last line on stderr of a run that a user's error ended."""
+    assert result.returncode == 2, result.stderr
+    assert "Traceback" not in result.stderr
+    return result.stderr.splitlines()[-1]
+
+
 def test_dry_run_of_every_command_loads_neither_torch_nor_transformers(tmp_path: Path) -> None:
     """What only prints a plan is there in an instant."""
     code = (
@@ -167,7 +243,10 @@ def test_dry_run_of_every_command_loads_neither_torch_nor_transformers(tmp_path:
         "select --method entropy --annotations a --output out --dry-run",
         "train --method sft --annotations a --output out --dry-run",
         "evaluate --model m --problems gym:chain_sum --output out --dry-run",
+        "evaluate --model m --benchmarks paper --output out --dry-run",
         "compare --evaluation a=x --output out --dry-run",
+        "contamination --problems p.jsonl --dry-run",
+        "benchmarks",
         "demo --dry-run",
     ]
     result = subprocess.run(
@@ -186,6 +265,23 @@ def test_a_recipe_is_changed_by_options(tmp_path: Path) -> None:
     assert "output: demo" not in plan
     assert set(re.findall(r"^ *seed: (\d+)$", plan, re.MULTILINE)) == {"7"}
     assert set(re.findall(r"max_new_tokens: (\d+)", plan)) == {"9"}
+
+
+def test_grade_shows_what_it_came_to(tmp_path: Path) -> None:
+    """Verdicts go to the file that stdout names, counts to stderr; a bad row ends with 2, or well with --skip-bad."""
+    rows = ['{"gold": "4", "prediction": "#### 4"}', '{"gold": "1/2", "prediction": "It is 0.6"}']
+    (tmp_path / "a.jsonl").write_text("\n".join(rows))
+    result = cruxtune("grade", "a.jsonl", cwd=tmp_path)
+    assert (result.returncode, result.stdout) == (0, "a.graded.jsonl\n")
+    assert re.search(r"correct +1 of 2 \(50\.0 %\)", result.stderr)
+    assert re.search(r"hash +1 of 1 .*\n +last-number +0 of 1", result.stderr)
+    assert len((tmp_path / "a.graded.jsonl").read_text().splitlines()) == 2
+    (tmp_path / "b.jsonl").write_text("\n".join([*rows, "{"]))
+    result = cruxtune("grade", "b.jsonl", cwd=tmp_path)
+    assert result.returncode == 2
+    assert "error: 1 of 3 rows could not be graded" in result.stderr
+    assert "Line 3 of b.jsonl is not JSON" in result.stderr
+    assert cruxtune("grade", "b.jsonl", "--overwrite", "--skip-bad", cwd=tmp_path).returncode == 0
 
 
 # What an interruption leaves

@@ -15,19 +15,14 @@ from pydantic import BaseModel
 from cruxtune.errors import ConfigError
 from cruxtune.options import leaf_fields, merged, nested_values, parse_pairs
 from cruxtune.recipe import Recipe, plan, read_recipe
-from cruxtune.settings import (
+from cruxtune.settings import build, flag, flat, identity_of, inner_settings, nest
+from cruxtune.stage_settings import (
     AnnotateSettings,
     CompareSettings,
     EvaluateSettings,
     RespondSettings,
     SelectSettings,
     TrainSettings,
-    build,
-    flag,
-    flat,
-    identity_of,
-    inner_settings,
-    nest,
 )
 from cruxtune.trainer_fields import REFUSED_TRAINER_FIELDS
 
@@ -114,7 +109,11 @@ def test_an_error_lists_everything_that_is_wrong_by_flag() -> None:
     with pytest.raises(ConfigError) as caught:
         build(EvaluateSettings, {"model": "m", "top_p": 2.0, "max_new_tokens": "many", "dtype": "int8", "typo": 1})
     message = str(caught.value)
-    for part in ("--problems: is required", "--output: is required", "--typo: there is no such setting"):
+    for part in (
+        "--benchmarks: either this or --problems is needed",
+        "--output: is required",
+        "--typo: there is no such setting",
+    ):
         assert part in message
     assert "--top-p: Input should be less than or equal to 1 (got 2.0)" in message
     assert "--max-new-tokens: " in message

@@ -11,7 +11,8 @@ import pytest
 from cruxtune.engines.base import Decoding
 from cruxtune.models import Policy, load_policy
 from cruxtune.records import Annotation, Problem
-from cruxtune.settings import AnnotateSettings, EngineSettings, ModelSettings, PromptSettings, RespondSettings, build
+from cruxtune.settings import EngineSettings, ModelSettings, PromptSettings, build
+from cruxtune.stage_settings import AnnotateSettings, RespondSettings
 from cruxtune.store import read_rows
 
 pytestmark = [

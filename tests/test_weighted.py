@@ -48,7 +48,8 @@ def run(
     rows: Sequence[TrainingRow], model: Any, tokenizer: Any, directory: Path, **leaves: Any
 ) -> tuple[list[float], list[float], Any]:
     """Train through `build_trainer` as the stage does."""
-    from cruxtune.settings import ModelSettings, TrainSettings, build
+    from cruxtune.settings import ModelSettings, build
+    from cruxtune.stage_settings import TrainSettings
     from cruxtune.trainer import build_trainer
 
     defaults = {"method": "cft", "annotations": "a", "output": str(directory), "learning_rate": 1e-3, "epochs": 2}

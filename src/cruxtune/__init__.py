@@ -16,21 +16,24 @@ if TYPE_CHECKING:
     from cruxtune.problems import ProblemSource, load_problems, split_problems
     from cruxtune.recipe import Recipe, read_recipe
     from cruxtune.records import Annotation, Evaluation, Problem, Response, Rollout, Selection, Verdict
-    from cruxtune.settings import (
+    from cruxtune.settings import build
+    from cruxtune.stage_settings import (
         AnnotateSettings,
         CompareSettings,
         EvaluateSettings,
+        GradeSettings,
         RespondSettings,
         SelectSettings,
         TrainSettings,
-        build,
     )
     from cruxtune.stages.annotate import annotate
     from cruxtune.stages.compare import compare
     from cruxtune.stages.evaluate import evaluate
+    from cruxtune.stages.grade import grade
     from cruxtune.stages.respond import respond
     from cruxtune.stages.select import select
     from cruxtune.stages.train import train
+    from cruxtune.suite import evaluate_benchmarks
     from cruxtune.verifiers import Verifier, verify
 
 _HOMES = {
@@ -39,21 +42,24 @@ _HOMES = {
     "cruxtune.problems": ("ProblemSource", "load_problems", "split_problems"),
     "cruxtune.recipe": ("Recipe", "read_recipe"),
     "cruxtune.records": ("Annotation", "Evaluation", "Problem", "Response", "Rollout", "Selection", "Verdict"),
-    "cruxtune.settings": (
+    "cruxtune.settings": ("build",),
+    "cruxtune.stage_settings": (
         "AnnotateSettings",
         "CompareSettings",
         "EvaluateSettings",
+        "GradeSettings",
         "RespondSettings",
         "SelectSettings",
         "TrainSettings",
-        "build",
     ),
     "cruxtune.stages.annotate": ("annotate",),
     "cruxtune.stages.compare": ("compare",),
     "cruxtune.stages.evaluate": ("evaluate",),
+    "cruxtune.stages.grade": ("grade",),
     "cruxtune.stages.respond": ("respond",),
     "cruxtune.stages.select": ("select",),
     "cruxtune.stages.train": ("train",),
+    "cruxtune.suite": ("evaluate_benchmarks",),
     "cruxtune.verifiers": ("Verifier", "verify"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -65,6 +71,7 @@ __all__ = [
     "CruxtuneError",
     "EvaluateSettings",
     "Evaluation",
+    "GradeSettings",
     "Problem",
     "ProblemSource",
     "Recipe",
@@ -80,6 +87,8 @@ __all__ = [
     "build",
     "compare",
     "evaluate",
+    "evaluate_benchmarks",
+    "grade",
     "load_problems",
     "read_recipe",
     "respond",

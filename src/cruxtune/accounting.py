@@ -44,8 +44,20 @@ class Meter:
             "verdicts": self._verdicts.total(),
             "verdicts_by_fallback": sum(self._verdicts[reason] for reason in FALLBACK_REASONS),
             "verdicts_timed_out": self._verdicts["time-out"],
+            "verdicts_out_of_memory": self._verdicts["memory"],
+            "verdicts_crashed": self._verdicts["crash"],
             **self._more,
         }
+
+
+def cut_off(accounting: Mapping[str, float]) -> int:
+    """Return how many verdicts are "incorrect" because judging exceeded a limit or ended its process.
+
+    >>> cut_off({"verdicts": 9, "verdicts_timed_out": 2, "verdicts_out_of_memory": 1, "verdicts_crashed": 0})
+    3
+    """
+    names = ("verdicts_timed_out", "verdicts_out_of_memory", "verdicts_crashed")
+    return int(sum(accounting.get(name, 0) for name in names))
 
 
 def shares(accounting: dict[str, float]) -> dict[str, Any]:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,22 +14,24 @@ import typer
 import yaml
 from pydantic import BaseModel
 from rich.logging import RichHandler
-from rich.table import Table
 
-from cruxtune.errors import CruxtuneError
+from cruxtune import printing
+from cruxtune.benchmarks import BenchmarkSettings
+from cruxtune.contamination import ContaminationSettings
+from cruxtune.errors import CruxtuneError, DataError
 from cruxtune.options import DRY_RUN, merged, nested_values, with_options
-from cruxtune.progress import duration, stderr
+from cruxtune.progress import stderr
 from cruxtune.recipe import plan, read_recipe, split_file
-from cruxtune.settings import (
+from cruxtune.settings import S, build
+from cruxtune.stage_settings import (
     AnnotateSettings,
     CompareSettings,
     EstimateSettings,
     EvaluateSettings,
+    GradeSettings,
     RespondSettings,
-    S,
     SelectSettings,
     TrainSettings,
-    build,
 )
 
 app = typer.Typer(
@@ -105,7 +105,7 @@ def _stage(
     show: Callable[[S, dict[str, Any]], None],
     help_: str,
 ) -> None:
-    """Register a stage's command; `load` imports the stage, which happens only when it runs."""
+    """Register a command; `load` imports what it runs, which happens only then."""
 
     def handler(given: dict[str, Any], dry_run: bool) -> None:
         settings = build(kind, given)
@@ -121,92 +121,6 @@ def _print_plan(steps: list[tuple[str, BaseModel]]) -> None:
     for name, settings in steps:
         text = yaml.safe_dump(settings.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)
         typer.echo(f"# {name}\n{text}")
-
-
-def _table(title: str, rows: Mapping[str, str]) -> None:
-    table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
-    for name, value in rows.items():
-        table.add_row(name, value)
-    stderr.print(table)
-
-
-def _share(part: float, whole: float) -> str:
-    return f"{part:,.0f} of {whole:,.0f} ({100 * part / whole:.1f} %)" if whole else "0"
-
-
-def _cost(manifest: Mapping[str, Any]) -> dict[str, str]:
-    done = manifest["accounting"]
-    fallback, accepted = manifest["shares"]["fallback_share"], manifest["shares"]["drafts_accepted"]
-    return {
-        "verdicts by the fallback": "-" if fallback is None else f"{100 * fallback:.1f} %",
-        "tokens": f"{done['tokens_emitted']:,.0f} emitted, {done['tokens_computed']:,.0f} put through the model",
-        **({"drafts": f"{100 * accepted:.0f} % of {done['tokens_drafted']:,.0f} tokens right"} if accepted else {}),
-        "passes": f"{done['model_calls']:,.0f}",
-        "time": f"{duration(done['seconds'])} ({done['tokens_emitted'] / max(done['seconds'], 1e-9):,.0f} tokens/s)",
-    }
-
-
-def _show_respond(settings: RespondSettings, manifest: dict[str, Any]) -> None:
-    done = manifest["accounting"]
-    rows = {"correct responses": _share(done["correct"], done["responses"]), "truncated": f"{done['truncated']:.0f}"}
-    _table("respond", {**rows, **_cost(manifest)})
-    typer.echo(settings.output.output)
-
-
-def _show_annotate(settings: AnnotateSettings, manifest: dict[str, Any]) -> None:
-    done = manifest["accounting"]
-    rows = {
-        "responses": f"{done['responses']:.0f}",
-        "critical tokens": _share(done["critical_tokens"], done["known_tokens"]),
-        "rollouts made": _share(done["rollouts_made"], done["rollouts_wanted"])
-        + f", {done['rollouts_skipped']:,.0f} not needed",
-        "ended in a loop / at the limit": f"{done['rollouts_looped']:.0f} / {done['rollouts_truncated']:.0f}",
-    }
-    _table("annotate", {**rows, **_cost(manifest)})
-    typer.echo(settings.output.output)
-
-
-def _show_select(settings: SelectSettings, manifest: dict[str, Any]) -> None:
-    done = manifest["accounting"]
-    kept = ", ".join(f"{token['text']!r} {token['kept']}/{token['seen']}" for token in manifest["most_kept"])
-    rows = {
-        "responses": f"{done['responses']:.0f}" + (f", {done['empty']:.0f} with nothing kept" if done["empty"] else ""),
-        "tokens kept": _share(done["tokens_kept"], done["response_tokens"]),
-        "of critical tokens": _share(done["critical_kept"], done["critical_tokens"]),
-        "sum of weights": f"{done['weight']:,.1f}",
-        "most kept": kept,
-    }
-    _table(f"select {settings.method}", rows)
-    typer.echo(settings.output.output)
-
-
-def _show_train(settings: TrainSettings, manifest: dict[str, Any]) -> None:
-    facts, done = manifest["facts"], manifest["accounting"]
-    rows = {
-        "rows": f"{facts['rows']} ({facts['rows_dropped']} too long and left out)",
-        "trained tokens an epoch": _share(facts["tokens_per_epoch"], facts["response_tokens_per_epoch"]),
-        "loss": f"{manifest['loss']['first']:.4f} → {manifest['loss']['last']:.4f} in {done['steps']} steps",
-        "time": duration(done["seconds"]),
-    }
-    _table(f"train {facts['method']}", rows)
-    typer.echo(settings.output.output)
-
-
-def _show_evaluate(settings: EvaluateSettings, manifest: dict[str, Any]) -> None:
-    done = manifest["accounting"]
-    rows = {
-        "problems": f"{done['problems']:.0f}",
-        "greedy responses correct": _share(done["correct_greedy"], done["problems"]),
-    }
-    if settings.samples:
-        rows["samples correct"] = _share(done["correct_samples"], done["responses"] - done["problems"])
-    _table("evaluate", {**rows, **_cost(manifest)})
-    typer.echo(settings.output.output)
-
-
-def _show_compare(settings: CompareSettings, _: dict[str, Any]) -> None:
-    typer.echo((settings.output / "comparison.md").read_text())
-    typer.echo(settings.output)
 
 
 def _respond() -> Callable[[RespondSettings], dict[str, Any]]:
@@ -229,18 +143,7 @@ def _estimate(given: dict[str, Any], dry_run: bool) -> None:
     from cruxtune.stages.estimate import estimate
 
     found = estimate(settings)
-    _table(
-        "estimate",
-        {
-            "responses, positions": f"{found.responses:,}, {found.positions:,}",
-            "rollouts": _share(found.rollouts, found.rollouts_wanted),
-            "tokens": f"{found.tokens:,} ({found.tokens_low:,} to {found.tokens_high:,})",
-            "speed": f"{found.tokens_per_second:,.0f} tokens/s",
-            "time": f"{duration(found.seconds)} ({duration(found.seconds_low)} to {duration(found.seconds_high)})",
-            "tried for": duration(found.trial_seconds),
-        },
-    )
-    typer.echo(json.dumps(asdict(found)))
+    printing.show_estimate(found)
 
 
 def _select() -> Callable[[SelectSettings], dict[str, Any]]:
@@ -257,8 +160,21 @@ def _train() -> Callable[[TrainSettings], dict[str, Any]]:
 
 def _evaluate() -> Callable[[EvaluateSettings], dict[str, Any]]:
     from cruxtune.stages.evaluate import evaluate
+    from cruxtune.suite import evaluate_benchmarks
 
-    return evaluate
+    return lambda settings: evaluate(settings) if settings.benchmarks is None else evaluate_benchmarks(settings)
+
+
+def _benchmarks() -> Callable[[BenchmarkSettings], dict[str, Any]]:
+    from cruxtune.benchmark_commands import show_benchmarks
+
+    return show_benchmarks
+
+
+def _contamination() -> Callable[[ContaminationSettings], dict[str, Any]]:
+    from cruxtune.benchmark_commands import show_contamination
+
+    return show_contamination
 
 
 def _compare() -> Callable[[CompareSettings], dict[str, Any]]:
@@ -271,7 +187,7 @@ _stage(
     "respond",
     RespondSettings,
     _respond,
-    _show_respond,
+    printing.show_respond,
     "Stage 1: let the policy answer problems greedily, and verify the answers.\n\n"
     "Example:\n\n"
     "    cruxtune respond --model embedded --problems gym:chain_sum --size 64 --max-new-tokens 128 "
@@ -281,7 +197,7 @@ _stage(
     "annotate",
     AnnotateSettings,
     _annotate,
-    _show_annotate,
+    printing.show_annotate,
     "Stage 2: find the critical tokens of the correct responses. Each token gives way to the model's next-best ones; "
     "where every replacement ends in a wrong answer, it is critical.\n\n"
     "Example:\n\n"
@@ -298,7 +214,7 @@ _stage(
     "select",
     SelectSettings,
     _select,
-    _show_select,
+    printing.show_select,
     "Stage 3: weigh every token of the annotated responses by one of several methods, and say which are kept.\n\n"
     "Example:\n\n"
     "    cruxtune select --method entropy --annotations runs/first/annotations --output runs/first/entropy",
@@ -307,7 +223,7 @@ _stage(
     "train",
     TrainSettings,
     _train,
-    _show_train,
+    printing.show_train,
     "Stage 4: fine-tune on the critical tokens (cft), on all tokens of the same responses (sft), on worked solutions "
     "(gold), or on what `cruxtune select` chose.\n\n"
     "Example:\n\n"
@@ -317,8 +233,9 @@ _stage(
     "evaluate",
     EvaluateSettings,
     _evaluate,
-    _show_evaluate,
-    "Stage 5: answer held-out problems greedily and by samples, and verify.\n\n"
+    printing.show_evaluate,
+    "Stage 5: answer held-out problems greedily and by samples, and verify. With --benchmarks, those of several "
+    "benchmarks (`cruxtune benchmarks` lists them).\n\n"
     "Example:\n\n"
     "    cruxtune evaluate --model runs/first/cft --problems gym:chain_sum --size 100 --seed 1000 --samples 4 "
     "--max-new-tokens 128 --output runs/first/eval-cft",
@@ -327,12 +244,56 @@ _stage(
     "compare",
     CompareSettings,
     _compare,
-    _show_compare,
+    printing.show_compare,
     "Stage 6: evaluations of the same problems side by side, with 95 % intervals.\n\n"
     "Example:\n\n"
     "    cruxtune compare --evaluation sft=runs/first/eval-sft --evaluation cft=runs/first/eval-cft "
     "--output runs/first/comparison",
 )
+_stage(
+    "benchmarks",
+    BenchmarkSettings,
+    _benchmarks,
+    printing.nothing_more,
+    "The benchmarks by name: problems, licences, sources, and whether there are problems to train on.\n\n"
+    "Example:\n\n"
+    "    cruxtune benchmarks",
+)
+_stage(
+    "contamination",
+    ContaminationSettings,
+    _contamination,
+    printing.nothing_more,
+    "Problems to train on that occur in a benchmark: those that share 13 words in a row with one of its questions. "
+    "`--decontaminate` of `cruxtune respond` leaves them out.\n\n"
+    "Example:\n\n"
+    "    cruxtune contamination --problems train.jsonl --benchmarks gsm8k,math",
+)
+
+
+def _grade(given: dict[str, Any], dry_run: bool) -> None:
+    settings = build(GradeSettings, given)
+    if dry_run:
+        _print_plan([("grade", settings)])
+        return
+    from cruxtune.stages.grade import grade
+
+    done = grade(settings)
+    printing.show_grade(done)
+    if done["bad"] and not settings.skip_bad:
+        raise DataError(
+            f"{done['bad']} of {done['rows']} rows could not be graded (reason bad-line in {done['output']}, which has "
+            f"the verdicts on all others), the first: {done['first_error']}. Correct them, or accept it with --skip-bad"
+        )
+
+
+app.command(
+    "grade",
+    help="Judge the answers of a file: rows of gold and prediction get correct, extracted and reason. A prediction may "
+    "be a bare answer or a whole response.\n\n"
+    "Example:\n\n"
+    "    cruxtune grade answers.jsonl --output verdicts.jsonl",
+)(with_options(GradeSettings, _grade, argument="file"))
 
 
 @app.command("run")
@@ -402,15 +363,5 @@ def _run(path: Path, overrides: Mapping[str, Any], limit: int | None, overwrite:
     done = run(recipe, limit=limit, overwrite=overwrite)
     summary = write_summary(recipe, done.manifests, done.seconds, command=" ".join(["cruxtune", *sys.argv[1:]]))
     typer.echo((recipe.output / "comparison" / "comparison.md").read_text())
-    made, total = summary["rollouts"]["made"], summary["rollouts"]["wanted"]
-    _table(
-        f"run on {summary['task']}",
-        {
-            "annotated responses": str(summary["annotated_responses"]),
-            "critical tokens": f"{100 * summary['critical_share']:.1f} %",
-            "rollouts made": _share(made, total),
-            "time": duration(summary["seconds"]),
-            "peak memory": f"{summary['peak_memory_gib']:.1f} GiB",
-        },
-    )
+    printing.show_run(summary)
     typer.echo(recipe.output / "report.html")

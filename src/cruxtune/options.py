@@ -15,18 +15,29 @@ from pydantic_core import PydanticUndefined
 from cruxtune.errors import ConfigError
 from cruxtune.settings import SINGULAR, flag, inner_settings
 
+_KEYWORD = inspect.Parameter.KEYWORD_ONLY
+
 DRY_RUN = "Print the resolved settings and the plan; load no model, write nothing."
 
 
-def with_options(kind: type[BaseModel], handler: Callable[[dict[str, Any], bool], None]) -> Callable[..., None]:
+def with_options(
+    kind: type[BaseModel], handler: Callable[[dict[str, Any], bool], None], *, argument: str | None = None
+) -> Callable[..., None]:
     """Return a typer command whose options are the leaf fields of `kind`, and `--dry-run`.
+
+    `argument` is a field that is given without a flag.
 
     `handler` gets the fields that were given on the command line (nothing else: defaults are the settings' own).
     """
     leaves = leaf_fields(kind)
     mappings = {name for name, field, _ in leaves if _is_mapping(field.annotation)}
-    parameters = []
+    parameters: list[inspect.Parameter] = []
     for name, field, required in leaves:
+        if name == argument:
+            place = typer.Argument(help=field.description, show_default=False)
+            kind_of = _cli_type(field.annotation)
+            parameters.insert(0, inspect.Parameter(name, _KEYWORD, default=place, annotation=kind_of))
+            continue
         option = typer.Option(
             None,
             *_flags(name, field),
@@ -35,9 +46,9 @@ def with_options(kind: type[BaseModel], handler: Callable[[dict[str, Any], bool]
             metavar=_metavar(field.annotation),
         )
         kind_of = _cli_type(field.annotation) | None
-        parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=option, annotation=kind_of))
+        parameters.append(inspect.Parameter(name, _KEYWORD, default=option, annotation=kind_of))
     dry_run = typer.Option(False, "--dry-run", help=DRY_RUN)
-    parameters.append(inspect.Parameter("dry_run", inspect.Parameter.KEYWORD_ONLY, default=dry_run, annotation=bool))
+    parameters.append(inspect.Parameter("dry_run", _KEYWORD, default=dry_run, annotation=bool))
 
     def command(**values: Any) -> None:
         dry = values.pop("dry_run")

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cruxtune.benchmark_rows import refuse_test_problems
+from cruxtune.contamination import decontaminated
 from cruxtune.errors import ConfigError, DataError
 from cruxtune.problems import fingerprint, load_problems, split_problems, without_overlap
 from cruxtune.progress import duration, stderr
@@ -72,6 +74,7 @@ def prepare_problems(recipe: Recipe, *, limit: int | None = None, overwrite: boo
         DataError: too few distinct problems, or held-out ones that are all in the training set.
     """
     identity = {**flat(recipe.problems), **flat(recipe.splits), "seed": recipe.seed, "limit": limit}
+    identity["decontaminate"] = recipe.decontaminate
     if recipe.heldout:
         identity |= {f"heldout.{name}": value for name, value in flat(recipe.heldout).items()}
     with Workspace(recipe.output / "problems", "problems", identity, overwrite=overwrite) as workspace:
@@ -79,24 +82,40 @@ def prepare_problems(recipe: Recipe, *, limit: int | None = None, overwrite: boo
             return workspace.manifest
         # A cold start on a few problems would teach nothing, and the trial would stop for want of a correct response.
         limits = {"coldstart": None, "train": limit, "heldout": limit}
-        splits = {name: part[: limits[name]] for name, part in split(recipe).items() if part}
+        parts, notes = split(recipe)
+        splits = {name: part[: limits[name]] for name, part in parts.items() if part}
         for name, part in splits.items():
             write_problems(split_file(recipe.output, name), part)
         return workspace.finish(
             rows={name: len(part) for name, part in splits.items()},
             fingerprints={name: fingerprint(part) for name, part in splits.items()},
+            **notes,
         )
 
 
-def split(recipe: Recipe) -> Mapping[str, list[Problem]]:
-    """Return the problems of the splits coldstart, train and heldout; none shares a question with another."""
+def split(recipe: Recipe) -> tuple[Mapping[str, list[Problem]], dict[str, Any]]:
+    """Return the problems of the splits coldstart, train and heldout, and notes for the manifest.
+
+    No split shares a question with another. What occurs in the benchmarks of `decontaminate` is left out first.
+
+    Raises:
+        ConfigError: a split whose size is missing.
+        DataError: too few distinct problems, or test problems of a benchmark to train on.
+    """
     sizes = recipe.splits
     if recipe.coldstart is not None and sizes.coldstart is None:
         raise ConfigError("coldstart: splits.coldstart is missing; say how many problems the cold start may use")
-    pool = load_problems(recipe.problems, seed=recipe.seed, skip_bad=recipe.skip_bad)
+    where = recipe.benchmarks_dir
+    notes: dict[str, Any] = {}
+    pool = load_problems(recipe.problems, seed=recipe.seed, skip_bad=recipe.skip_bad, benchmarks_dir=where)
+    refuse_test_problems(pool, f"problems: {recipe.problems.problems}")
+    if recipe.decontaminate is not None:
+        pool, notes = decontaminated(pool, recipe.decontaminate, where)
     if recipe.heldout is not None:
         # reasoning-gym draws problem i from seed + i: a seed that is far off gives other problems.
-        heldout = load_problems(recipe.heldout, seed=recipe.seed + 1_000_000, skip_bad=recipe.skip_bad)[: sizes.heldout]
+        heldout = load_problems(
+            recipe.heldout, seed=recipe.seed + 1_000_000, skip_bad=recipe.skip_bad, benchmarks_dir=where
+        )[: sizes.heldout]
         pool = without_overlap(pool, heldout)
     elif sizes.heldout is None:
         raise ConfigError("splits.heldout is missing and there is no section heldout; give one of them")
@@ -109,7 +128,8 @@ def split(recipe: Recipe) -> Mapping[str, list[Problem]]:
             f"{sum(reserved)} of them for other things: none is left to train on; use more problems or smaller splits"
         )
     coldstart, own_heldout, train_part = split_problems(pool, [*reserved, train_size], seed=recipe.seed)
-    return {"coldstart": coldstart, "train": train_part, "heldout": heldout if recipe.heldout else own_heldout}
+    parts = {"coldstart": coldstart, "train": train_part, "heldout": heldout if recipe.heldout else own_heldout}
+    return parts, notes
 
 
 def write_problems(path: Path, problems: list[Problem]) -> None:

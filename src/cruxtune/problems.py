@@ -1,4 +1,4 @@
-"""Problems: where they come from (JSON files, datasets, reasoning-gym), how they are split, and their fingerprint.
+"""Problems: where they come from (JSON files, datasets, benchmarks, reasoning-gym), how they are split, a fingerprint.
 
 The fields of a row are those of a `Problem`, with `answer_index` (position of the gold option, from 0) and what
 verifiers and reports can use (`METADATA_FIELDS`); every other column is ignored. `ProblemSource.fields` renames.
@@ -11,10 +11,13 @@ import json
 import logging
 import random
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
+from cruxtune.benchmark_rows import benchmark_rows
+from cruxtune.benchmarks import BENCHMARK, one_benchmark
 from cruxtune.errors import ConfigError, DataError
 from cruxtune.records import PROBLEM_SCHEMA, Problem
 from cruxtune.rows import RECORD_FIELDS, is_own, normalised, own_problem, problem_of, record_of, what_is_missing
@@ -28,12 +31,14 @@ class ProblemSource(BaseModel, extra="forbid", frozen=True):
 
     problems: str = Field(
         description="Problems: a .jsonl, .json (both also .gz) or .parquet file, gym:NAME for a task of reasoning-gym, "
-        "or a Hugging Face dataset (Hub name or local directory)."
+        "benchmark:NAME for the training split of a benchmark, or a Hugging Face dataset (Hub name or local directory)."
     )
     config: str | None = Field(
         None, description="Configuration of a Hugging Face dataset, where it has several (main for openai/gsm8k)."
     )
-    split: str = Field("train", description="Split of a Hugging Face dataset; slices like train[:1000] work too.")
+    split: str = Field(
+        "train", description="Split of a Hugging Face dataset (slices like train[:1000] work too) or of a benchmark."
+    )
     fields: dict[str, str] = Field(
         default_factory=dict,
         description="Field of a problem = column of the source where the names differ, e.g. question=problem; the "
@@ -51,7 +56,12 @@ class ProblemSource(BaseModel, extra="forbid", frozen=True):
 
 
 def load_problems(
-    source: ProblemSource, *, seed: int = 0, limit: int | None = None, skip_bad: bool = False
+    source: ProblemSource,
+    *,
+    seed: int = 0,
+    limit: int | None = None,
+    skip_bad: bool = False,
+    benchmarks_dir: Path | None = None,
 ) -> list[Problem]:
     """Return the problems of a source, in its order.
 
@@ -63,6 +73,8 @@ def load_problems(
     reasoning-gym draws problem i from `seed + i`: sources whose seeds differ by less than their size share problems,
     and small tasks repeat some. `split_problems` and `without_overlap` keep them apart.
 
+    Rows of a benchmark without a gold answer (a few of the published files have some) are always left out.
+
     A row with the fields of `Problem`, as `Problem.to_row` gives them, is that problem again.
 
     Args:
@@ -70,6 +82,7 @@ def load_problems(
         seed: reasoning-gym's seed; files and datasets have no use for it.
         limit: return the first so many only.
         skip_bad: drop rows without a question or a gold answer, and log how many, instead of stopping at the first.
+        benchmarks_dir: where benchmark:NAME has its files; without it, it is loaded from its source.
 
     Raises:
         ConfigError: the source cannot be found or made, or its options do not fit it.
@@ -80,11 +93,14 @@ def load_problems(
             f"limit is {limit}, but at least one problem is needed: give --limit 1 or more, or leave it out."
         )
     _check_options(source)
-    is_gym = source.problems.startswith(GYM)
+    is_gym, is_benchmark = source.problems.startswith(GYM), source.problems.startswith(BENCHMARK)
+    skip_bad = skip_bad or is_benchmark
     mapping = {name: source.fields.get(name, name) for name in (GYM_COLUMNS if is_gym else RECORD_FIELDS)}
     wanted = {*mapping.values(), *PROBLEM_SCHEMA.names}
     if is_gym:
         origin, columns, rows = gym_rows(source.problems, source.gym, source.size, seed)
+    elif is_benchmark:
+        origin, columns, rows = benchmark_rows(one_benchmark(source.problems), source.split, benchmarks_dir)
     elif is_file(source.problems):
         origin, columns, rows = file_rows(source.problems, wanted)
     else:
@@ -125,7 +141,9 @@ def load_problems(
     if not problems:
         why = f"--skip-bad left out all {len(dropped)} rows; the first: {dropped[0]}" if dropped else "it is empty"
         raise DataError(f"{source.problems} (--problems) holds no problems: {why}.")
-    if dropped:
+    if dropped and is_benchmark:
+        _log.info("%d rows of %s have no gold answer and are left out.", len(dropped), source.problems)
+    elif dropped:
         _log.warning("Left out %d rows of %s (--skip-bad); the first: %s.", len(dropped), source.problems, dropped[0])
     return problems
 
@@ -175,19 +193,17 @@ def fingerprint(problems: Iterable[Problem]) -> str:
 
 def _check_options(source: ProblemSource) -> None:
     """Raise ConfigError for an option that the source would ignore: a mistake, not a wish."""
-    is_gym = source.problems.startswith(GYM)
-    is_local = not is_gym and is_file(source.problems)
+    what = _what(source.problems)
     for flag, given, used in (
-        ("--config", source.config is not None, not is_gym and not is_local),
-        ("--split", source.split != "train", not is_gym and not is_local),
-        ("--field", bool(source.fields), not is_gym),
-        ("--gym", bool(source.gym), is_gym),
-        ("--size", source.size != 500, is_gym),
-        ("--kind gym", source.kind == "gym", is_gym),
+        ("--config", source.config is not None, what == "a dataset"),
+        ("--split", source.split != "train", what in ("a dataset", "a benchmark")),
+        ("--field", bool(source.fields), what in ("a dataset", "a file")),
+        ("--gym", bool(source.gym), what == "a reasoning-gym task"),
+        ("--size", source.size != 500, what == "a reasoning-gym task"),
+        ("--kind gym", source.kind == "gym", what == "a reasoning-gym task"),
     ):
         if given and not used:
-            what = "a reasoning-gym task" if is_gym else "a file" if is_local else "a dataset"
-            other = "reasoning-gym tasks (--problems gym:NAME)" if not is_gym else "files and datasets"
+            other = "reasoning-gym tasks (--problems gym:NAME)" if flag != "--field" else "files and datasets"
             other = "Hugging Face datasets" if flag in ("--config", "--split") else other
             raise ConfigError(f"{flag} is for {other}, but --problems {source.problems} is {what}: leave {flag} out.")
     for name in source.fields:
@@ -198,3 +214,12 @@ def _check_options(source: ProblemSource) -> None:
             )
     for name in {"size", "seed"} & source.gym.keys():
         raise ConfigError(f"--gym {name}={source.gym[name]} is refused: {name} has a flag of its own, --{name}.")
+
+
+def _what(problems: str) -> str:
+    """Return what a source is, in words."""
+    if problems.startswith(GYM):
+        return "a reasoning-gym task"
+    if problems.startswith(BENCHMARK):
+        return "a benchmark"
+    return "a file" if is_file(problems) else "a dataset"

@@ -17,12 +17,14 @@ from typing import Any
 from cruxtune.errors import ConfigError, DataError, ModelError
 from cruxtune.records import Problem
 from cruxtune.settings import PromptSettings
+from cruxtune.shots import Shots
 
 CHAT_INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
 CHOICE_INSTRUCTION = "Please reason step by step, and put the letter of your choice within \\boxed{}."
 _WINDOW = 32
 """Tokens decoded together, at least, where their character offsets are asked for."""
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_NEXT_QUESTION = "\nQuestion:"
 _NOW = re.compile(r"strftime_now\(\s*(?P<quote>['\"])(?P<format>.*?)(?P=quote)\s*\)")
 
 
@@ -30,7 +32,8 @@ class Renderer:
     """A tokenizer with the prompt settings applied.
 
     Raises:
-        ConfigError: template "chat" without a chat template, or a date that is none.
+        ConfigError: template "chat" without a chat template, a date that is none, or examples that there are not.
+        DataError: examples that cannot be read.
     """
 
     def __init__(self, tokenizer: Any, settings: PromptSettings) -> None:
@@ -45,6 +48,7 @@ class Renderer:
                 f"--system {settings.system!r} needs a chat template; leave it out, or use --template chat"
             )
         self._template = _pin_date(template, settings.date) if template and self.chat else None
+        self._shots = Shots(settings, chat=self.chat)
 
     def render(self, problem: Problem) -> list[int]:
         """Return the prompt ids of a problem, up to where the response begins.
@@ -52,10 +56,17 @@ class Renderer:
         Raises:
             DataError: the chat template refuses the messages.
         """
+        shown = [(self.user_text(example), worked_solution(example)) for example in self._shots.before(problem)]
         text = self.user_text(problem)
         if not self.chat:
-            return self._without_final_eos(self.tokenizer(f"Question: {text}\nAnswer:")["input_ids"])
-        messages = [{"role": "user", "content": text}]
+            before = "".join(f"Question: {question}\nAnswer: {answer}\n\n" for question, answer in shown)
+            return self._without_final_eos(self.tokenizer(f"{before}Question: {text}\nAnswer:")["input_ids"])
+        messages = [
+            message
+            for question, answer in shown
+            for message in ({"role": "user", "content": question}, {"role": "assistant", "content": answer})
+        ]
+        messages.append({"role": "user", "content": text})
         if self._settings.system is not None:
             messages.insert(0, {"role": "system", "content": self._settings.system})
         try:
@@ -73,7 +84,7 @@ class Renderer:
         parts = [problem.question]
         if problem.choices:
             parts.append(
-                "\n".join(f"{letter}. {text}" for letter, text in zip(_LETTERS, problem.choices, strict=False))
+                "\n".join(f"({letter}) {text}" for letter, text in zip(_LETTERS, problem.choices, strict=False))
             )
         instruction = self._settings.instruction
         if instruction is None and self.chat:
@@ -102,8 +113,12 @@ class Renderer:
         return [*self.tokenizer(text, add_special_tokens=False)["input_ids"], self.tokenizer.eos_token_id]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of response ids, special tokens left out: what the verifier reads."""
-        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        """Return the text of response ids, special tokens left out: what the verifier reads.
+
+        After plain examples a base model goes on with questions of its own making; these are no part of its answer.
+        """
+        text = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text if self.chat or not self._shots.count else text.partition(_NEXT_QUESTION)[0]
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """Return what each token adds to the text, special tokens shown.
@@ -125,6 +140,7 @@ class Renderer:
             "tokenizer": tokenizer_hash(self.tokenizer),
             "chat_template": template,
             "template_date": self._settings.date if self.chat else None,
+            **({"examples": self._shots.fingerprint()} if self._shots.count else {}),
         }
 
     def _without_final_eos(self, ids: list[int]) -> list[int]:
@@ -169,7 +185,9 @@ def worked_solution(problem: Problem) -> str:
     """
     solution = (problem.solution or "").strip()
     stated = "####" in solution or "\\boxed" in solution
-    return solution if stated else f"{solution}\n#### {problem.answer}"
+    if stated:
+        return solution
+    return f"{solution}\n#### {problem.answer}" if solution else f"#### {problem.answer}"
 
 
 def tokenizer_hash(tokenizer: Any) -> str:

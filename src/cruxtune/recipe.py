@@ -14,26 +14,29 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
+from cruxtune.benchmarks import BenchmarkList
 from cruxtune.errors import ConfigError
 from cruxtune.options import merged
 from cruxtune.problems import ProblemSource
 from cruxtune.settings import (
-    SELECT_METHODS,
-    AnnotateSettings,
-    CompareSettings,
     DecodingSettings,
     EngineSettings,
-    EvaluateSettings,
     ModelSettings,
     PromptSettings,
-    RespondSettings,
     S,
-    SelectSettings,
     Settings,
-    TrainSettings,
     VerifierSettings,
     build,
     explain,
+)
+from cruxtune.stage_settings import (
+    SELECT_METHODS,
+    AnnotateSettings,
+    CompareSettings,
+    EvaluateSettings,
+    RespondSettings,
+    SelectSettings,
+    TrainSettings,
 )
 
 START = "start"
@@ -65,6 +68,12 @@ class Recipe(Settings):
     splits: Splits = Splits()
     seed: int = Field(0, ge=0, description="Seed of everything random.")
     skip_bad: bool = Field(False, description="Leave out problems without a usable gold answer.")
+    decontaminate: BenchmarkList = Field(
+        None, description="Leave out problems that occur in these benchmarks, e.g. gsm8k,math or paper."
+    )
+    benchmarks_dir: Path | None = Field(
+        None, description="Directory with the files of benchmarks; by default they are loaded from their sources."
+    )
     prompt: PromptSettings = PromptSettings()
     verifier: VerifierSettings = VerifierSettings()
     decoding: DecodingSettings = DecodingSettings()

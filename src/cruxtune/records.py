@@ -57,9 +57,10 @@ class Problem:
 class Verdict:
     """What the verifier says of one text.
 
-    `reason` names what decided: the form in which the answer was found ("boxed", "hash", "phrase", "line", or one of
-    the fallbacks "last-number", "last-letter", "last-line"), the user's function ("custom"), or why there is no answer
-    ("no-answer", "custom-error", "gym-error", "time-out", "crash"). See `cruxtune.verifiers`.
+    `reason` names what decided: the form in which the answer was found ("boxed", "hash", "tag", "phrase", "bare",
+    "line", or one of the fallbacks "last-number", "last-maths", "last-letter", "last-option", "last-line"), the user's
+    function ("custom"), or why there is no answer ("no-answer", "custom-error", "gym-error", "time-out", "memory",
+    "crash"). See `cruxtune.verifiers`.
     """
 
     correct: bool

@@ -14,7 +14,7 @@ from cruxtune.errors import DataError
 from cruxtune.records import KINDS, PROBLEM_SCHEMA, Problem
 
 METADATA_FIELDS = (
-    *("unit", "tolerance", "answer_type", "is_multiple_answer", "answer_value", "answer_text"),
+    *("unit", "tolerance", "relative_tolerance", "answer_type", "is_multiple_answer", "answer_value", "answer_text"),
     *("subject", "level", "source_id", "license", "note"),
 )
 """Fields of a row that are kept in a problem's metadata."""

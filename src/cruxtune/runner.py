@@ -16,7 +16,7 @@ from cruxtune.models import Policy
 from cruxtune.progress import bar
 from cruxtune.settings import OutputSettings, VerifierSettings
 from cruxtune.store import DatasetWriter, Rows
-from cruxtune.verifiers import Verifier
+from cruxtune.verifiers import Rules, Verifier
 
 Work = Callable[[Policy, range, Meter, Progress], Mapping[str, Rows]]
 """Does one group: (policy, its slice of the source, meter, progress) → rows of every table."""
@@ -35,11 +35,12 @@ def run_groups(
     load: Callable[[], Policy],
     work: Work,
     saved: Callable[[], int] | None = None,
+    notes: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Do what is not done yet of the source rows, group by group; return the manifest.
 
     `groups` are slices of the source, the same in every run. `steps` tells how many `unit`s of progress a slice is,
-    `saved` how many of them were not needed so far.
+    `saved` how many of them were not needed so far. `notes` are entries of the manifest that the stage has to add.
 
     Raises:
         StoreError: the output belongs to other settings, or is being written.
@@ -69,6 +70,7 @@ def run_groups(
             settings=settings.model_dump(mode="json"),
             shares=shares(totals),
             peak_memory_gib=round(peak_memory_gib(), 2),
+            **(notes or {}),
         )
 
 
@@ -90,7 +92,18 @@ def _note(engine: Engine, saved: Callable[[], int]) -> Callable[[], str]:
 
 def open_verifier(settings: VerifierSettings) -> Verifier:
     """Return the verifier of these settings; a context manager."""
-    return Verifier(strict=settings.strict_answers, timeout=settings.verify_timeout, function=settings.verifier)
+    return Verifier(
+        strict=settings.strict_answers,
+        timeout=settings.verify_timeout,
+        memory=settings.verify_memory,
+        function=settings.verifier,
+        rules=Rules(
+            list_order=settings.list_order,
+            percent=settings.percent,
+            units=settings.units,
+            relative_tolerance=settings.relative_tolerance,
+        ),
+    )
 
 
 def greedy(loop_stop: bool) -> Decoding:

@@ -86,21 +86,25 @@ def file_rows(problems: str, wanted: Iterable[str]) -> Rows:
     )
 
 
-def dataset_rows(problems: str, config: str | None, split: str, wanted: Iterable[str]) -> Rows:
+def dataset_rows(
+    problems: str, config: str | None, split: str, wanted: Iterable[str] | None = None, *, files: str | None = None
+) -> Rows:
     """Return the rows of a Hugging Face dataset: one of the Hub, or a directory, also one that `save_to_disk` wrote.
 
     Args:
-        problems: Hub name or directory.
+        problems: Hub name or directory; or json, for `files`.
         config: the dataset's configuration.
         split: the split, or a slice of it.
-        wanted: columns to read; others may be images, which take long to decode.
+        wanted: columns to read, by default all; others may be images, which take long to decode.
+        files: the address of a file, which `datasets` downloads once and keeps.
 
     Raises:
         ConfigError: there is no such dataset, configuration or split, or the Hub cannot be reached.
     """
-    dataset = _dataset(problems, config, split)
+    dataset = _dataset(problems, config, split, files)
     origin = "/".join(part for part in (problems, config, split) if part)
-    return _table(origin, dataset.column_names, dataset.select_columns(_used(dataset.column_names, wanted)))
+    names = dataset.column_names
+    return _table(origin, names, dataset.select_columns(names if wanted is None else _used(names, wanted)))
 
 
 def gym_rows(problems: str, parameters: Mapping[str, Any], size: int, seed: int) -> Rows:
@@ -236,7 +240,7 @@ def _parsed(data: bytes, name: str, line: int) -> Any:
     raise DataError(f"Line {line} of {name} is not JSON: {why}. Correct or remove it.")
 
 
-def _dataset(problems: str, config: str | None, split: str) -> Any:
+def _dataset(problems: str, config: str | None, split: str, files: str | None) -> Any:
     import datasets  # pandas and the Hub's client: a second that other sources need not spend
 
     path = Path(problems).expanduser()
@@ -244,7 +248,7 @@ def _dataset(problems: str, config: str | None, split: str) -> Any:
     saved = (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
     try:
         if not saved:
-            return datasets.load_dataset(name, config, split=split)
+            return datasets.load_dataset(name, config, split=split, data_files=files)
         found = datasets.load_from_disk(name)
     # Whatever datasets, the Hub's client or a file reader raises: the source cannot be had.
     except Exception as error:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from cruxtune.accounting import cut_off
 from cruxtune.models import load_tokenizer
 from cruxtune.prompts import Renderer
 from cruxtune.recipe import Recipe
@@ -35,6 +36,7 @@ def summarise(
 
     `tokens_trained` counts tokens with loss over all epochs, since the common start.
     """
+    costs = [manifest["accounting"] for manifest in manifests.values() if "accounting" in manifest]
     annotated, compared = manifests["annotate"]["accounting"], manifests["compare"]
     trained = {name: manifests[f"train {name}"]["accounting"]["tokens_trained"] for name in recipe.train}
     differences = compared["differences"]
@@ -56,5 +58,7 @@ def summarise(
         "seconds_by_stage": dict(seconds),
         "peak_memory_gib": max(manifest.get("peak_memory_gib", 0.0) for manifest in manifests.values()),
         "fallback_share": manifests["respond"]["shares"]["fallback_share"],
+        "verdicts": int(sum(cost.get("verdicts", 0) for cost in costs)),
+        "verdicts_cut_off": sum(map(cut_off, costs)),
         "versions": library_versions(),
     }

@@ -18,7 +18,8 @@ from cruxtune.errors import ConfigError, DataError
 from cruxtune.masks import TrainingRow
 from cruxtune.models import computes_in_bfloat16, locate, pick_device, quiet_libraries
 from cruxtune.progress import bar
-from cruxtune.settings import LoraSettings, ModelSettings, TrainSettings
+from cruxtune.settings import ModelSettings
+from cruxtune.stage_settings import LoraSettings, TrainSettings
 
 STATE = "trainer_state.json"
 SAVE_EVERY = 180.0

@@ -1,4 +1,4 @@
-"""Fields of TRL's SFTConfig that a recipe may not set, and why."""
+"""Fields of TRL's SFTConfig that users may not set, and why."""
 
 from __future__ import annotations
 

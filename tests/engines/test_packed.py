@@ -500,7 +500,7 @@ def test_the_probe_catches_wrong_logits(monkeypatch: pytest.MonkeyPatch, caplog:
     """A pass that shows branches too much or too little is found at load, and the model is left as it was."""
     wrong = {
         "_shared_mask": lambda *_: None,
-        "_own_mask": lambda _, own, window, like: like.new_zeros(len(own.lengths), 1, own.width, own.span),
+        "_own_mask": lambda _, own, window, groups, like: like.new_zeros(1, 1, groups * own.width, own.span),
         "_merge": lambda *_: None,
     }
     for method, broken in wrong.items():

@@ -295,7 +295,8 @@ def test_branches_take_forks_at_any_time(kind: Any, tiny_model: Callable[..., An
         branches.add(mine[1:])
         assert branches.waiting == sum(fork.context <= number for fork in forks) - len(done)
         assert len(done) >= before
-    assert not branches.room
+    # Plain batches are filled from one context after another, packed ones from as many as memory holds.
+    assert branches.room == (kind is not PlainEngine)
     rest = run_out(branches)
     assert branches.room
     assert not done.keys() & {fork for fork, _ in rest}

@@ -9,7 +9,7 @@ import pytest
 
 from cruxtune.errors import ConfigError, DataError
 from cruxtune.records import Annotation, Response
-from cruxtune.settings import AnnotateSettings, RespondSettings
+from cruxtune.stage_settings import AnnotateSettings, RespondSettings
 from cruxtune.store import read_rows
 
 

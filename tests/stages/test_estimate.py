@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from cruxtune.records import Annotation
-from cruxtune.settings import AnnotateSettings, EstimateSettings, RespondSettings
+from cruxtune.stage_settings import AnnotateSettings, EstimateSettings, RespondSettings
 from cruxtune.store import read_rows
 
 

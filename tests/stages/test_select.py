@@ -13,7 +13,8 @@ import pytest
 
 from cruxtune.errors import ConfigError, DataError, StoreError
 from cruxtune.records import Annotation, Selection
-from cruxtune.settings import AnnotateSettings, RespondSettings, SelectSettings, TrainSettings, build
+from cruxtune.settings import build
+from cruxtune.stage_settings import AnnotateSettings, RespondSettings, SelectSettings, TrainSettings
 from cruxtune.store import read_rows
 
 

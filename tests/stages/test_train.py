@@ -10,7 +10,7 @@ import pytest
 from cruxtune.errors import ConfigError, DataError
 from cruxtune.masks import IGNORE_INDEX, training_row
 from cruxtune.records import Annotation
-from cruxtune.settings import AnnotateSettings, RespondSettings, TrainSettings
+from cruxtune.stage_settings import AnnotateSettings, RespondSettings, TrainSettings
 from cruxtune.store import read_rows
 
 
@@ -301,3 +301,47 @@ def test_unknown_tokens_are_trained_as_the_recipe_says(world: Any, annotations: 
     for choice, expected in (("leave-out", known), ("train", known + unknown)):
         manifest = trained(some, tmp_path / choice, method="cft", epochs=1, unknown=choice)
         assert manifest["facts"]["tokens_per_epoch"] == expected
+
+
+def renamed(world: Any, prefix: str) -> None:
+    """Give the world's problems ids of a benchmark."""
+    rows = [json.loads(line) for line in world.problems.read_text().splitlines()]
+    rows = [{**row, "id": f"{prefix}/{n}"} for n, row in enumerate(rows)]
+    world.problems.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.mark.parametrize("method", ["cft", "sft"])
+def test_annotations_of_test_problems_are_never_trained_on(
+    world: Any, request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture, tmp_path: Path, method: str
+) -> None:
+    """They may be made, with a warning, and studied; training refuses them."""
+    renamed(world, "gsm8k/test")
+    annotations = request.getfixturevalue("annotations")
+    assert "24 problems are of the test split of GSM8K" in caplog.text
+    with pytest.raises(DataError, match=r"--annotations .* test split of GSM8K, first gsm8k/test/\d+"):
+        trained(annotations, tmp_path / "out", method=method)
+
+
+def test_test_problems_are_no_gold(world: Any, tmp_path: Path) -> None:
+    """Worked solutions of a test split are refused before a model is loaded."""
+    from cruxtune.settings import build
+    from cruxtune.stages.train import train
+
+    renamed(world, "math/test")
+    leaves = {"method": "gold", "problems": str(world.problems), "model": str(world.model), "output": tmp_path / "out"}
+    with pytest.raises(DataError, match="test split of MATH"):
+        train(build(TrainSettings, leaves))
+    assert not (tmp_path / "out").exists()
+
+
+def test_responses_are_made_without_contaminated_problems(world: Any) -> None:
+    """What occurs in a benchmark is left out, and the manifest has the numbers."""
+    from cruxtune.stages.respond import respond
+
+    (world.root / "files" / "svamp").mkdir(parents=True)
+    rows = [{"question": f"what is {n} AND {n * 7} ?", "answer": "1"} for n in (3, 5, 99)]
+    (world.root / "files" / "svamp" / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    more = {"decontaminate": "svamp", "benchmarks_dir": world.root / "files"}
+    manifest = respond(world.settings(RespondSettings, output=world.root / "responses", **more))
+    assert manifest["contamination"] == {"problems": 24, "left_out": 2, "by_benchmark": {"svamp": 2}}
+    assert {row["id"] for row in read_rows(world.root / "responses")} == {f"p{n}" for n in range(24)} - {"p3", "p5"}

@@ -1,5 +1,7 @@
 """Worker processes: limits, deaths, order, threads and clean ends."""
 
+import asyncio
+import gc
 import os
 import subprocess
 import sys
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import cruxtune
 import cruxtune.verifiers
 from cruxtune.errors import VerifierError
 from cruxtune.records import Problem, Verdict
@@ -51,6 +54,7 @@ def test_verify_many_keeps_order(two: Verifier) -> None:
         "verdicts": 503,
         "fallback": 3,
         "timeouts": 0,
+        "out_of_memory": 0,
         "crashes": 0,
     }
 
@@ -87,8 +91,43 @@ def test_symbolic_bomb() -> None:
     """A power tower that would fill the memory ends at the limit, and the next text is judged."""
     with Verifier(timeout=0.5, workers=1) as verifier:
         bomb = verifier.verify("#### 9^{9^{9^{9}}}", math(3))
-        assert bomb == Verdict(False, None, "time-out")
+        assert bomb == Verdict(False, "9^{9^{9^{9}}}", "time-out")
         assert verifier.verify("#### 3", math(3)).correct
+
+
+def test_what_exceeded_a_limit_is_remembered() -> None:
+    """Another text with the same answer has the same verdict at once: it costs neither a time limit nor a worker."""
+    with Verifier(timeout=0.5, workers=2) as verifier:
+        texts = [r"So \boxed{9^{9^{9^{9}}}}", "x = 1 + 2", "#### 9^{9^{9^{9}}}", r"\boxed{9^{9^{9^{9}}}}"]
+        reasons = [verifier.verify(text, math(3)).reason for text in texts[:2]]
+        before = [worker.process.pid for worker in verifier._workers]
+        reasons += [verifier.verify(text, math(3)).reason for text in texts[2:]]
+        assert reasons == ["time-out", "last-number", "time-out", "time-out"]
+        assert [worker.process.pid for worker in verifier._workers] == before
+        assert verifier.counts()["timeouts"] == 3
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits a process's memory")
+def test_memory(custom: Verifier) -> None:
+    """A text that needs more memory than allowed is wrong, its worker is replaced, and the others are judged."""
+    assert custom.verify("fine", CUSTOM) == RIGHT
+    first = custom._workers[0].process
+    verdicts = custom.verify_many([(text, CUSTOM) for text in ("fine", "fill", "pair")])
+    assert [verdict.reason for verdict in verdicts] == ["custom", "memory", "custom"]
+    assert [verdict.correct for verdict in verdicts] == [True, False, True]
+    assert first.returncode is not None
+    assert custom.counts()["out_of_memory"] == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits a process's memory")
+def test_memory_that_a_library_was_refused() -> None:
+    """A symbolic comparison that Math-Verify gives up for want of memory says so, with what was extracted."""
+    answer = r"\operatorname{ones}(900, 900)"
+    with Verifier(timeout=60, workers=1, memory=0.01) as verifier:
+        assert verifier.verify(rf"\boxed{{{answer}}}", math(3)) == Verdict(False, answer, "memory")
+        assert verifier.verify("#### 3", math(3)).correct
+    with Verifier(timeout=60, workers=1, memory=0) as verifier:
+        assert verifier.verify(r"\boxed{\operatorname{ones}(900, 900)}", math(3)).reason == "boxed"
 
 
 def test_custom(custom: Verifier) -> None:
@@ -179,6 +218,123 @@ def test_close_leaves_no_process() -> None:
             os.kill(process.pid, 0)
     with pytest.raises(RuntimeError, match="closed"):
         verifier.verify("#### 1", math(1))
+
+
+def children() -> set[int]:
+    """Return the ids of this process's children, zombies included."""
+    return {int(pid) for path in Path("/proc/self/task").glob("*/children") for pid in path.read_text().split() if pid}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_killed_workers_are_reaped() -> None:
+    """However many workers were killed or died, no zombie remains, and none runs after a verifier is dropped."""
+    before = children()
+    verifier = Verifier(timeout=0.05, workers=2)
+    bombs = [rf"\boxed{{{base}^{{{base}^{{{base}^{{{base}}}}}}}}}" for base in range(7, 11)]
+    assert {verdict.reason for verdict in verifier.verify_many([(text, math(3)) for text in bombs])} == {"time-out"}
+    assert children() - before == {worker.process.pid for worker in verifier._workers}
+    del verifier  # never closed
+    gc.collect()
+    assert children() == before
+
+
+USE = """
+import sys, os, multiprocessing
+from cruxtune.records import Problem
+from cruxtune.verifiers import Verifier, verify
+
+def right(number, verifier=None):
+    problem = Problem(id="p", question="?", answer=str(number))
+    many = [("#### 5", problem), (f"#### {number}", problem), (r"\\boxed{x+1}", problem)]
+    verdicts = verifier.verify_many(many) if verifier else [verify(*one) for one in many]
+    return [verdict.correct for verdict in verdicts] == [number == 5, True, False]
+
+def child(number, verifier=None):
+    sys.exit(0 if right(number, verifier) else 3)
+
+def run(method, verifier=None):
+    parts = [
+        multiprocessing.get_context(method).Process(target=child, args=(number, verifier), daemon=True)
+        for number in range(5, 8)
+    ]
+    for part in parts:
+        part.start()
+    for part in parts:
+        part.join()
+    return [part.exitcode for part in parts] == [0, 0, 0]
+"""
+
+
+def test_daemonic_parents() -> None:
+    """Processes that may not have children of multiprocessing, as in data loaders, get verdicts, forked or spawned."""
+    code = USE + (
+        "if __name__ == '__main__':\n"
+        "    own = Verifier(workers=1)\n"
+        "    assert right(4, own) and right(4)\n"  # what is forked below has workers, which it must not touch
+        "    assert run('fork', own) and run('fork')\n"
+        "    assert right(4, own) and right(4)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_spawned_parents(tmp_path: Path) -> None:
+    """Daemonic processes of the spawn method, as Ray's and notebooks' are, get verdicts from workers of their own."""
+    script = tmp_path / "spawned.py"
+    script.write_text(USE + "if __name__ == '__main__':\n    assert run('spawn')\n")
+    subprocess.run([sys.executable, str(script)], check=True, timeout=120)
+
+
+def test_running_event_loop() -> None:
+    """Verdicts come while an event loop runs in the thread, as in a notebook, and in the threads that it starts."""
+
+    async def ask() -> list[Verdict]:
+        return [verify("#### 3", math(3)), *await asyncio.gather(*(asyncio.to_thread(verify, "3", math(3)),) * 3)]
+
+    assert [verdict.correct for verdict in asyncio.run(ask())] == [True] * 4
+
+
+def test_package_that_only_the_parent_finds(tmp_path: Path) -> None:
+    """A parent that added the package's folder to its own search path gets verdicts."""
+    folder = str(Path(cruxtune.__file__).parents[1])
+    code = (
+        f"import sys; sys.path[:0] = [{folder!r}, *{sys.path!r}]\n"
+        "from cruxtune.records import Problem; from cruxtune.verifiers import Verifier\n"
+        "with Verifier(workers=1) as v: print(v.verify('#### 1', Problem(id='p', question='?', answer='1')).correct)"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout == "True\n", done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_no_leak() -> None:
+    """Over 100,000 answers, all different, of which each tenth needs algebra, neither side grows."""
+
+    def resident(pid: int) -> int:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:")) // 1024
+
+    def some(start: int) -> list[tuple[str, Problem]]:
+        return [
+            (rf"\boxed{{x+{i}}}" if i % 10 == 0 else f"That is {i}.\n#### {i}", math(i + i % 2))
+            for i in range(start, start + 5000)
+        ]
+
+    with Verifier(workers=1) as verifier:
+        verifier.verify_many(some(0) + some(5000) + some(10_000))
+        files = len(os.listdir("/proc/self/fd"))
+        sizes = []
+        for start in range(15_000, 115_000, 5000):
+            verifier.verify_many(some(start))
+            sizes.append((resident(os.getpid()), resident(verifier._workers[0].process.pid)))
+        assert len(os.listdir("/proc/self/fd")) == files
+    ours, theirs = zip(*sizes, strict=True)
+    print(f"MiB of the parent: {ours}; of the worker: {theirs}")  # noqa: T201
+    assert max(ours) - ours[0] < 20
+    assert max(theirs) - theirs[0] < 100
 
 
 def test_workers_end_with_their_parent() -> None:

@@ -177,7 +177,7 @@ class Branches(Protocol):
 
     @property
     def room(self) -> bool:
-        """Whether the next pass could take more than what waits: time to open another context."""
+        """Whether it is time to open another context."""
 
     def open(self, prompt: Sequence[int], response: Sequence[int], *, alternatives: int) -> tuple[int, Scores]:
         """Take in a context; return its number, which forks name, and its scores."""

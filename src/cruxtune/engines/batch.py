@@ -20,6 +20,7 @@ from cruxtune.engines.base import Decoding, Generation, finish_reason
 from cruxtune.engines.cache import Feed, Prefix, Slots
 from cruxtune.engines.drafts import Acceptance, Draft, Sources, allot
 from cruxtune.engines.memory import give_back
+from cruxtune.engines.packing import CHUNK
 from cruxtune.engines.passes import Passes
 from cruxtune.engines.plan import Plan
 from cruxtune.errors import ModelError
@@ -97,6 +98,8 @@ class Batch:
         self._memory = memory
         self._contexts: dict[Context, None] = {}
         self._most = plan.branches
+        self._longest = _FIRST_CAPACITY
+        """Tokens that the longest branch so far may come to have in its slot."""
 
     @property
     def waiting(self) -> int:
@@ -105,10 +108,8 @@ class Batch:
 
     @property
     def room(self) -> bool:
-        """Whether the next pass could take more branches than there are."""
-        if not self.waiting:
-            return True
-        return self.waiting < self._most and self._held_by_contexts() <= _PREFIX_SHARE * self._memory
+        """Whether memory is left for another context."""
+        return not self.waiting or self._held_by_contexts() <= _PREFIX_SHARE * self._memory
 
     def hold(self, context: Context) -> None:
         """Count a context's keys and values among what is held."""
@@ -123,6 +124,8 @@ class Batch:
         branch.context.users += 1
         self.hold(branch.context)
         branch.priority = priority
+        before = len(branch.context.ids) if not branch.context.shared else 0
+        self._longest = max(self._longest, before + len(branch.head) + branch.limit - branch.start)
         self._enqueue(branch)
 
     @torch.inference_mode()
@@ -261,7 +264,7 @@ class Batch:
         )
         capacity = max(self._slots.capacity, _FIRST_CAPACITY)
         if need > capacity:
-            doubled = max(need, 2 * capacity)
+            doubled = max(need, min(2 * capacity, self._longest))
             capacity = doubled if self._fitting(doubled) >= len(self._active) else -(-need // _STEP) * _STEP
         fitting = self._fitting(capacity)
         if fitting < len(self._active):
@@ -312,17 +315,32 @@ class Batch:
             unread = unread[len(part) :]
 
     def _remove(self, slot: int) -> Branch:
-        """Take a finished branch out; the last one moves into its slot, so that slots have no holes."""
+        """Take a finished branch out, and close the gap.
+
+        Branches whose own keys are multiplied together pay for the longest of them, so they are kept about in the
+        order of their lengths: the longest of the next `CHUNK` moves into the gap, and so on to the last, where new
+        ones enter.
+        """
         branch = self._active[slot]
-        last = self._active.pop()
-        if last is not branch:
-            self._slots.move(len(self._active), slot, last.length)
-            self._active[slot] = last
+        for start in range((slot // CHUNK + 1) * CHUNK, len(self._active), CHUNK):
+            longest = max(
+                range(start, min(start + CHUNK, len(self._active))), key=lambda other: self._active[other].length
+            )
+            self._move(longest, slot)
+            slot = longest
+        if slot < len(self._active) - 1:
+            self._move(len(self._active) - 1, slot)
+        self._active.pop()
         branch.context.users -= 1
         if not branch.context.users and branch.context.sources is None:
             self.release(branch.context)
             branch.context.prefix = None
         return branch
+
+    def _move(self, source: int, target: int) -> None:
+        branch = self._active[source]
+        self._slots.move(source, target, branch.length)
+        self._active[target] = branch
 
     def _enqueue(self, branch: Branch) -> None:
         heapq.heappush(self._queue, (branch.priority, self._entered, branch))

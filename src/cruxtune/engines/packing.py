@@ -31,7 +31,7 @@ IMPLEMENTATION = "cruxtune"
 _HIDDEN = -1e30
 """Score of a key that may not be seen: finite, so that a row which sees nothing has a log-sum-exp, not NaN."""
 _HARMLESS = {"position_ids", "use_cache", "output_attentions", "is_causal", "output_hidden_states", "return_dict"}
-_CHUNK = 32
+CHUNK = 32
 """Most branches whose own keys are multiplied together: the longest of them decides how many columns."""
 _AREA = 512
 """Most rows of such a product, padding included: one branch that reads a lot at once is not a burden to all."""
@@ -39,11 +39,16 @@ _PREFILL_CHUNK = 256
 """Queries of a prefill attended together where the scores have to be made by hand."""
 
 
+_MaskKey = tuple[int | None, int]
+"""Window, and query heads of a key head."""
+
+
 class AttentionPlan(Protocol):
     """What a pass does in place of attention, layer by layer, and how often it was asked to."""
 
     calls: int
     positions: torch.Tensor
+    windows: Sequence[int | None]
 
     def attend(
         self,
@@ -72,7 +77,7 @@ class _Shared:
     seen: torch.Tensor
     first: int
     last: int
-    masks: dict[int | None, torch.Tensor | None] = field(default_factory=dict)
+    masks: dict[_MaskKey, torch.Tensor | None] = field(default_factory=dict)
 
 
 @dataclass
@@ -85,17 +90,18 @@ class _Own:
     tokens: torch.Tensor
     rows: torch.Tensor
     lengths: torch.Tensor
-    masks: dict[int | None, torch.Tensor] = field(default_factory=dict)
+    masks: dict[_MaskKey, torch.Tensor] = field(default_factory=dict)
 
 
 class Pack:
     """The plan of a pass over branches. Feeds of one prefix must be neighbours; tokens come in the order of the feeds.
 
-    `positions` are the tokens' absolute positions.
+    `windows` are the layers' sliding windows, `positions` the tokens' absolute positions.
     """
 
-    def __init__(self, slots: Slots, feeds: Sequence[Feed], device: Any) -> None:
+    def __init__(self, slots: Slots, feeds: Sequence[Feed], windows: Sequence[int | None], device: Any) -> None:
         self.calls = 0
+        self.windows = windows
         self._slots = slots
         starts = [feed.seen + feed.length for feed in feeds]
         counts = torch.tensor([feed.count for feed in feeds])
@@ -128,21 +134,15 @@ class Pack:
             padded = by_token.new_zeros(count * own.width, heads, query.shape[2])
             padded[own.rows] = by_token[own.tokens]
             padded = padded.view(count, own.width, -1, groups, query.shape[2]).permute(0, 2, 3, 1, 4)
-            mask = self._own_mask(own, window, query)
-
-            def hide(scores: torch.Tensor, mask: torch.Tensor = mask) -> None:
-                # (slots, key heads · groups, width, span): what is hidden is hidden from all heads.
-                scores.view(len(mask), -1, *mask.shape[2:]).add_(mask)
-
             out, norm = _attention(
-                padded.reshape(-1, groups * own.width, query.shape[2]),
-                keys[own.slots, :, : own.span].flatten(0, 1),
-                values[own.slots, :, : own.span].flatten(0, 1),
+                padded.reshape(count, -1, groups * own.width, query.shape[2]),
+                keys[own.slots, :, : own.span],
+                values[own.slots, :, : own.span],
                 softcap,
-                hide,
+                self._own_mask(own, window, groups, query),
             )
-            out = out.view(count, -1, groups, own.width, value.shape[2]).permute(0, 3, 1, 2, 4)
-            norm = norm.view(count, -1, groups, own.width).permute(0, 3, 1, 2)
+            out = out.reshape(count, -1, groups, own.width, value.shape[2]).permute(0, 3, 1, 2, 4)
+            norm = norm.reshape(count, -1, groups, own.width).permute(0, 3, 1, 2)
             result[own.tokens] = out.reshape(count * own.width, heads, -1)[own.rows]
             norms[own.tokens] = norm.reshape(count * own.width, heads)[own.rows]
         for shared in self._shared:
@@ -163,42 +163,39 @@ class Pack:
         keys = shared.prefix.keys[layer][:, : shared.last]
         values = shared.prefix.values[layer][:, : shared.last]
         count = shared.tokens.stop - shared.tokens.start
-        mask = self._shared_mask(shared, window, query)
-
-        def hide(scores: torch.Tensor) -> None:
-            if mask is not None:
-                # All tokens see the beginning, so the mask covers the columns behind it only.
-                scores.view(-1, count, shared.last)[:, :, shared.last - mask.shape[1] :].add_(mask)
-
+        groups = query.shape[0] // len(keys)
         out, norm = _attention(
-            query[:, shared.tokens].reshape(len(keys), -1, query.shape[2]), keys, values, softcap, hide
+            query[:, shared.tokens].reshape(1, len(keys), groups * count, query.shape[2]),
+            keys[None],
+            values[None],
+            softcap,
+            self._shared_mask(shared, window, groups, query),
         )
-        out = out.view(query.shape[0], count, -1).transpose(0, 1)
+        out = out.reshape(query.shape[0], count, -1).transpose(0, 1)
         own = norms[shared.tokens]
-        share = torch.sigmoid(norm.view(query.shape[0], count).t() - own)
+        share = torch.sigmoid(norm.reshape(query.shape[0], count).t() - own)
         result[shared.tokens].lerp_(out, share[:, :, None])
 
-    def _shared_mask(self, shared: _Shared, window: int | None, like: torch.Tensor) -> torch.Tensor | None:
-        """Return (tokens, last columns) to add to the scores, None where every token sees every column."""
-        if window not in shared.masks:
-            start = 0 if window else shared.first
-            places = torch.arange(start, shared.last, device=like.device)
+    def _shared_mask(self, shared: _Shared, window: int | None, groups: int, like: torch.Tensor) -> torch.Tensor | None:
+        """Return (1, 1, groups · tokens, columns) to add to the scores, None where every token sees every column."""
+        if (window, groups) not in shared.masks:
+            places = torch.arange(shared.last, device=like.device)
             hidden = places >= shared.seen[:, None]
             if window:
                 hidden |= places <= self.positions[shared.tokens, None] - window
-            shared.masks[window] = like.new_zeros(hidden.shape).masked_fill_(hidden, _HIDDEN) if len(places) else None
-        return shared.masks[window]
+            shared.masks[window, groups] = _to_add(hidden.repeat(groups, 1)[None, None], like) if hidden.any() else None
+        return shared.masks[window, groups]
 
-    def _own_mask(self, own: _Own, window: int | None, like: torch.Tensor) -> torch.Tensor:
-        """Return (slots, 1, width, span): a token sees what its branch said up to itself."""
-        if window not in own.masks:
+    def _own_mask(self, own: _Own, window: int | None, groups: int, like: torch.Tensor) -> torch.Tensor:
+        """Return (slots, 1, groups · width, span): a token sees what its branch said up to itself."""
+        if (window, groups) not in own.masks:
             places = torch.arange(own.span, device=like.device)
             ends = own.lengths[:, None, None] + torch.arange(own.width, device=like.device)[:, None]
             hidden = places > ends
             if window:
                 hidden |= places <= ends - window
-            own.masks[window] = like.new_zeros(hidden.shape).masked_fill_(hidden, _HIDDEN)[:, None]
-        return own.masks[window]
+            own.masks[window, groups] = _to_add(hidden.repeat(1, groups, 1)[:, None], like)
+        return own.masks[window, groups]
 
     def _plan_shared(self, feeds: Sequence[Feed]) -> list[_Shared]:
         plans: list[_Shared] = []
@@ -245,8 +242,9 @@ class Pack:
 class Prefill:
     """The plan of a pass that reads whole contexts, one behind the other, and keeps their keys and values."""
 
-    def __init__(self, lengths: Sequence[int], device: Any) -> None:
+    def __init__(self, lengths: Sequence[int], windows: Sequence[int | None], device: Any) -> None:
         self.calls = 0
+        self.windows = windows
         self.prefixes = [Prefix(length) for length in lengths]
         self.positions = torch.cat([torch.arange(length) for length in lengths]).to(device)
 
@@ -296,11 +294,14 @@ class Prefill:
             chunk = at_least_float32(query[:, start : start + _PREFILL_CHUNK]) * scaling
             ends = places[start : start + _PREFILL_CHUNK, None]
             hidden = (places > ends) | (places <= ends - window if window else False)
-
-            def hide(scores: torch.Tensor, hidden: torch.Tensor = hidden) -> None:
-                scores.view(-1, *hidden.shape).masked_fill_(hidden, _HIDDEN)
-
-            out, _ = _attention(chunk.reshape(len(key), -1, key.shape[2]), key, value, softcap, hide)
+            groups = len(query) // len(key)
+            out, _ = _attention(
+                chunk.reshape(1, len(key), -1, key.shape[2]),
+                key[None],
+                value[None],
+                softcap,
+                _to_add(hidden.repeat(groups, 1)[None, None], chunk),
+            )
             parts.append(out.view(len(query), -1, value.shape[2]))
         return torch.cat(parts, dim=1).to(query.dtype)
 
@@ -343,7 +344,7 @@ def packed_attention(
     layer = getattr(module, "layer_idx", None)
     if layer is None:
         raise Unservable("attention layers have no index")
-    expected = windows_of(module.config)[layer]
+    expected = branch_pass.windows[layer]
     if sliding_window != expected:
         raise Unservable(f"layer {layer} has a window of {sliding_window}, its config says {expected}")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -357,7 +358,7 @@ def _rectangles(order: Sequence[int], feeds: Sequence[Feed]) -> list[list[int]]:
     width = 0
     for place in order:
         wider = max(width, feeds[place].count)
-        if parts and len(parts[-1]) < _CHUNK and (len(parts[-1]) + 1) * wider <= _AREA:
+        if parts and len(parts[-1]) < CHUNK and (len(parts[-1]) + 1) * wider <= _AREA:
             parts[-1].append(place)
             width = wider
         else:
@@ -383,18 +384,27 @@ def windows_of(config: Any) -> list[int | None]:
     return [window if kind == "sliding_attention" else None for kind in kinds]
 
 
-def _attention(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, softcap: float | None, hide: Any
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (batch, queries, value width) and the log-sum-exp of the scores, (batch, queries).
+def _to_add(hidden: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    return like.new_zeros(hidden.shape).masked_fill_(hidden, _HIDDEN)
 
-    `query` is scaled already, and its precision is the one that everything is computed in. `hide` masks the scores in
-    place.
+
+def _attention(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    softcap: float | None,
+    mask: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return (batch, key heads, rows, value width) and the log-sum-exp of the scores, (batch, key heads, rows).
+
+    `query` (batch, key heads, rows, width) is scaled already, and its precision is the one that everything is computed
+    in. `mask` is added to the scores; it is the same for all heads.
     """
-    scores = torch.matmul(query, keys.to(query.dtype).transpose(1, 2))
+    scores = torch.matmul(query, keys.to(query.dtype).transpose(2, 3))
     if softcap is not None:
         scores.div_(softcap).tanh_().mul_(softcap)
-    hide(scores)
+    if mask is not None:
+        scores.add_(mask)
     top = scores.amax(dim=-1)
     # The largest share is exp(0) ÷ sum, which spares an exponential by hand: on CPU those crawl over denormal numbers.
     shares = torch.softmax(scores, dim=-1)

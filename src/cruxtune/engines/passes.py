@@ -38,6 +38,7 @@ class Passes:
         self.device, self.dtype = parameter.device, parameter.dtype
         try:
             _gate(inner)
+            self.windows = windows_of(inner.config)
             self.longest = longest_exact(inner.config)
             self.layers = inner.config.get_text_config().num_hidden_layers
             self.vocabulary = inner.get_output_embeddings().weight.shape[0]
@@ -54,14 +55,14 @@ class Passes:
 
     def prefill(self, contexts: Sequence[Sequence[int]], *, keep: Sequence[int] = ()) -> tuple[list[Prefix], Any]:
         """Read contexts; return their keys and values, and the logits at the tokens `keep` of the row (rows, vocab)."""
-        plan = Prefill([len(context) for context in contexts], self.device)
+        plan = Prefill([len(context) for context in contexts], self.windows, self.device)
         # A model that computes no logits at all is not among the choices; one row is the least.
         logits = self._forward([token for context in contexts for token in context], plan, keep or [0])
         return plan.prefixes, logits if keep else None
 
     def run(self, slots: Slots, feeds: Sequence[Feed], ids: Sequence[int], keep: Sequence[int]) -> torch.Tensor:
         """Put the branches' tokens through the model; return the logits at the tokens `keep` (rows, vocabulary)."""
-        return self._forward(ids, Pack(slots, feeds, self.device), keep)
+        return self._forward(ids, Pack(slots, feeds, self.windows, self.device), keep)
 
     def read(self, ids: Sequence[int], plan: AttentionPlan) -> None:
         """Put tokens through the model for what the plan makes of its attention alone."""
@@ -144,7 +145,6 @@ def _gate(model: Any) -> None:
     config = model.config.get_text_config()
     if not getattr(model, "is_backend_compatible", lambda: False)():
         raise Unservable("its attention bypasses transformers' attention interface")
-    windows_of(config)
     accepted = inspect.signature(model.forward).parameters
     missing = {"position_ids", "logits_to_keep", "attention_mask", "use_cache"} - accepted.keys()
     if missing:

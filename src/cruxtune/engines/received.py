@@ -34,7 +34,7 @@ class AttentionReader:
 
         a_{s,t} is the weight with which response token s attends to t, averaged over heads and layers.
         """
-        plan = Received(len(prompt), len(response), self._passes.device)
+        plan = Received(len(prompt), len(response), self._passes.windows, self._passes.device)
         self._passes.read([*prompt, *response], plan)
         later = range(len(response) - 1, -1, -1)
         sums = (plan.sums / plan.calls).tolist()
@@ -44,8 +44,9 @@ class AttentionReader:
 class Received:
     """The plan of a pass over one context. `sums` adds up, over the layers, what each response token receives."""
 
-    def __init__(self, prompt: int, response: int, device: Any) -> None:
+    def __init__(self, prompt: int, response: int, windows: Sequence[int | None], device: Any) -> None:
         self.calls = 0
+        self.windows = windows
         self.positions = torch.arange(prompt + response, device=device)
         self.sums = torch.zeros(response, device=device)
         self._prompt = prompt

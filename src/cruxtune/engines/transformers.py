@@ -222,7 +222,7 @@ class PackedBranches:
 
     @property
     def room(self) -> bool:
-        """Whether the next pass could take more."""
+        """Whether memory is left for another context: of all that are open, the longest rollouts are begun first."""
         return self._batch.room and self._plain.room
 
     def open(self, prompt: Sequence[int], response: Sequence[int], *, alternatives: int) -> tuple[int, Scores]:
@@ -269,7 +269,8 @@ class PackedBranches:
                     forced=len(ids),
                     draft=Draft(context.sources, ids, fork.position),
                 )
-                self._batch.submit(branch, (fork.context, fork.position))
+                # What has most to say comes first, or the batch would run nearly empty for it at the end.
+                self._batch.submit(branch, (fork.position - len(response), fork.context))
 
     def step(self) -> list[tuple[Fork, Generation]]:
         """Make a pass; see `Branches.step`."""

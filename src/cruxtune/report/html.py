@@ -94,6 +94,9 @@ def _facts(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         facts.append(("Rollouts made", f"{made:,}", "" if skipped is None else f"{skipped:,} skipped: already decided"))
     if (heldout := summary.get("heldout_problems")) is not None:
         facts.append(("Held-out problems", f"{heldout:,}", "for each model"))
+    if (cut := summary.get("verdicts_cut_off")) is not None:
+        note = f"of {summary['verdicts']:,}: over the limit of time or memory, counted as wrong"
+        facts.append(("Verdicts cut off", f"{cut:,}", note))
     if (seconds := summary.get("seconds")) is not None:
         facts.append(("Time", _duration(seconds), "all stages together"))
     if memory := summary.get("peak_memory_gib"):

@@ -17,7 +17,8 @@ from cruxtune.errors import ConfigError
 from cruxtune.models import Policy, fingerprint, load_policy
 from cruxtune.records import ANNOTATION_SCHEMA, ROLLOUT_SCHEMA, Response
 from cruxtune.runner import greedy, open_verifier, run_groups
-from cruxtune.settings import AnnotateSettings, RespondSettings, identity_of, recorded
+from cruxtune.settings import identity_of, recorded
+from cruxtune.stage_settings import AnnotateSettings, RespondSettings
 from cruxtune.store import Rows, finished_manifest
 from cruxtune.verifiers import Verifier
 
@@ -82,7 +83,7 @@ def annotate(settings: AnnotateSettings, *, policy: Policy | None = None) -> dic
                 responses=manifest["fingerprint"],
                 max_new_tokens=limit,
                 loop_stop=past.decoding.loop_stop,
-                strict_answers=past.verifier.strict_answers,
+                **past.verifier.model_dump(exclude={"verify_timeout", "verifier"}),
             ),
             tables={"data": ANNOTATION_SCHEMA, "rollouts": ROLLOUT_SCHEMA},
             groups=groups_by_work(lengths, settings.alternatives, most=settings.group_size),

@@ -12,7 +12,7 @@ import numpy as np
 
 from cruxtune.errors import DataError, StoreError
 from cruxtune.metrics import bootstrap_interval, paired_interval, pass_at_k
-from cruxtune.settings import CompareSettings
+from cruxtune.stage_settings import CompareSettings
 from cruxtune.store import finished_manifest, read_rows, write_atomic
 
 _CONDITIONS = (
@@ -24,6 +24,10 @@ _CONDITIONS = (
     "max_new_tokens",
     "seed",
     "strict_answers",
+    "list_order",
+    "percent",
+    "units",
+    "relative_tolerance",
     "loop_stop",
 )
 """What must be the same for scores to be comparable."""
@@ -59,14 +63,14 @@ def compare(settings: CompareSettings) -> dict[str, Any]:
         for name, path in settings.evaluations.items()
     }
     _check_conditions(settings.evaluations, manifests)
-    scores = {name: _scores(path, settings.limit) for name, path in settings.evaluations.items()}
+    scores = {name: read_scores(path, settings.limit) for name, path in settings.evaluations.items()}
     samples = next(iter(manifests.values()))["identity"]["samples"]
     baseline = next(iter(scores))
     result: dict[str, Any] = {
         "problems": len(scores[baseline].greedy),
         "samples": samples,
         "baseline": baseline,
-        "models": {name: _summary(score, samples, settings.seed) for name, score in scores.items()},
+        "models": {name: summarise_scores(score, samples, settings.seed) for name, score in scores.items()},
         "differences": {
             f"{name} - {other}": _difference(scores[name], scores[other], samples, settings.seed)
             for index, name in enumerate(scores)
@@ -141,7 +145,12 @@ def _check_conditions(paths: Mapping[str, Path], manifests: Mapping[str, Mapping
                 )
 
 
-def _scores(path: Path, limit: int | None) -> Scores:
+def read_scores(path: Path, limit: int | None = None) -> Scores:
+    """Return the scores of an evaluation's first problems, by default of all.
+
+    Raises:
+        StoreError: it holds no rows.
+    """
     problems: dict[str, list[dict[str, Any]]] = {}
     for row in read_rows(path, columns=["id", "sample", "temperature", "correct", "entropy", "length"]):
         problems.setdefault(row["id"], []).append(row)
@@ -161,7 +170,8 @@ def _scores(path: Path, limit: int | None) -> Scores:
     return scores
 
 
-def _summary(scores: Scores, samples: int, seed: int) -> dict[str, Any]:
+def summarise_scores(scores: Scores, samples: int, seed: int) -> dict[str, Any]:
+    """Return means over problems, with 95 % bootstrap intervals of what is a share."""
     summary: dict[str, Any] = {
         "pass@1": float(np.mean(scores.greedy)),
         "pass@1_interval": bootstrap_interval(scores.greedy, seed=seed),

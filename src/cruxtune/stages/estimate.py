@@ -13,7 +13,8 @@ from cruxtune.criticality import sample_positions
 from cruxtune.models import Policy, load_policy
 from cruxtune.progress import bar
 from cruxtune.runner import greedy, open_verifier
-from cruxtune.settings import EstimateSettings, RespondSettings, recorded
+from cruxtune.settings import recorded
+from cruxtune.stage_settings import EstimateSettings, RespondSettings
 from cruxtune.store import finished_manifest
 
 _MOST_RESPONSES = 12

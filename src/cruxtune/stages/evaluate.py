@@ -12,12 +12,14 @@ from typing import Any
 from cruxtune.accounting import Meter
 from cruxtune.engines.base import Decoding, Generation, Progress
 from cruxtune.engines.sampling import seed_of
+from cruxtune.errors import ConfigError
 from cruxtune.models import Policy, fingerprint, load_policy
 from cruxtune.problems import fingerprint as problems_fingerprint
 from cruxtune.problems import load_problems
 from cruxtune.records import EVALUATION_SCHEMA, Evaluation
 from cruxtune.runner import greedy, open_verifier, run_groups
-from cruxtune.settings import EvaluateSettings, identity_of
+from cruxtune.settings import identity_of
+from cruxtune.stage_settings import EvaluateSettings
 from cruxtune.store import Rows, groups_of
 
 
@@ -26,13 +28,25 @@ def evaluate(settings: EvaluateSettings, *, policy: Policy | None = None) -> dic
 
     A gold answer that the verifier rejects is kept and counts against the model: scores stay comparable.
 
+    Benchmarks are `cruxtune.suite`'s business, which calls this for each of them.
+
     Raises:
+        ConfigError: the settings name benchmarks instead of problems.
         DataError: problems that cannot be read.
         ModelError: the model cannot be loaded.
         StoreError: the output belongs to other settings, or is being written.
     """
     output, decoding = settings.output, settings.decoding
-    problems = load_problems(settings.problems, seed=output.seed, limit=output.limit)
+    if settings.problems is None:
+        raise ConfigError(
+            f"--benchmarks {settings.benchmarks}: call evaluate_benchmarks, which evaluates on each of them"
+        )
+    problems = load_problems(
+        settings.problems,
+        seed=output.seed,
+        limit=output.limit,
+        benchmarks_dir=settings.files.benchmarks_dir,
+    )
     each = 1 + settings.samples
     sampled = Decoding(temperature=settings.temperature, top_k=settings.top_k, top_p=settings.top_p)
     with open_verifier(settings.verifier) as verifier:

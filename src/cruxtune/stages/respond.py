@@ -5,19 +5,25 @@ Wrong responses are kept in the file too; `annotate` takes the correct ones.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cruxtune.accounting import Meter
+from cruxtune.benchmark_rows import test_problems
+from cruxtune.benchmarks import BENCHMARKS
+from cruxtune.contamination import training_problems
 from cruxtune.engines.base import Progress
 from cruxtune.models import Policy, fingerprint, load_policy
 from cruxtune.problems import fingerprint as problems_fingerprint
-from cruxtune.problems import load_problems
-from cruxtune.records import RESPONSE_SCHEMA, Response
+from cruxtune.records import RESPONSE_SCHEMA, Problem, Response
 from cruxtune.runner import greedy, open_verifier, run_groups
-from cruxtune.settings import RespondSettings, identity_of
+from cruxtune.settings import identity_of
+from cruxtune.stage_settings import RespondSettings
 from cruxtune.store import Rows, groups_of
 from cruxtune.verifiers.gold import usable
+
+_log = logging.getLogger("cruxtune")
 
 
 def respond(settings: RespondSettings, *, policy: Policy | None = None) -> dict[str, Any]:
@@ -31,7 +37,10 @@ def respond(settings: RespondSettings, *, policy: Policy | None = None) -> dict[
         StoreError: the output belongs to other settings, or is being written.
     """
     output, decoding = settings.output, settings.decoding
-    problems = load_problems(settings.problems, seed=output.seed, limit=output.limit, skip_bad=settings.skip_bad)
+    problems, notes = training_problems(
+        settings.problems, settings.training, seed=output.seed, limit=output.limit, skip_bad=settings.skip_bad
+    )
+    _warn_of_tests(problems)
     with open_verifier(settings.verifier) as verifier:
         problems = usable(problems, verifier, skip_bad=settings.skip_bad)
 
@@ -72,4 +81,14 @@ def respond(settings: RespondSettings, *, policy: Policy | None = None) -> dict[
             unit="responses",
             load=lambda: policy or load_policy(settings.model, settings.prompt, settings.engine),
             work=work,
+            notes=notes,
+        )
+
+
+def _warn_of_tests(problems: Sequence[Problem]) -> None:
+    for name, ids in test_problems(problems).items():
+        _log.warning(
+            "%d problems are of the test split of %s: their responses can be studied, but train will refuse them",
+            len(ids),
+            BENCHMARKS[name].title,
         )

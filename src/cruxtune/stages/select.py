@@ -14,12 +14,14 @@ from typing import Any
 
 from cruxtune import selectors
 from cruxtune.accounting import peak_memory_gib
+from cruxtune.benchmark_rows import refuse_test_problems
 from cruxtune.errors import ConfigError, DataError
 from cruxtune.models import fingerprint, load_model, load_policy, load_tokenizer
 from cruxtune.progress import bar
 from cruxtune.prompts import character_spans, tokenizer_hash
 from cruxtune.records import SELECTION_SCHEMA, Annotation, Selection
-from cruxtune.settings import EngineSettings, ModelSettings, PromptSettings, SelectSettings, identity_of, recorded
+from cruxtune.settings import EngineSettings, ModelSettings, PromptSettings, identity_of, recorded
+from cruxtune.stage_settings import SelectSettings
 from cruxtune.store import DatasetWriter, finished_manifest, groups_of, read_rows
 
 _GROUP = 64
@@ -31,7 +33,7 @@ def select(settings: SelectSettings) -> dict[str, Any]:
     """Write a weight for every token of the annotated responses; return the manifest of the dataset.
 
     Raises:
-        DataError: nothing is selected, or annotations that the method cannot use.
+        DataError: nothing is selected, annotations that the method cannot use, or test problems of a benchmark.
         ConfigError: a reference of another tokenizer, or a model whose attention cannot be read.
         StoreError: the annotations are unfinished, or the output belongs to other settings.
     """
@@ -94,6 +96,8 @@ def _candidates(settings: SelectSettings) -> list[_Candidate]:
     seen = Counter[str]()
     found = []
     annotations = [Annotation.from_row(row) for row in read_rows(settings.annotations)][: settings.output.limit]
+    problems = (annotation.response.problem for annotation in annotations)
+    refuse_test_problems(problems, f"--annotations {settings.annotations}")
     for annotation in annotations:
         name = annotation.response.problem.id
         if any(annotation.critical):

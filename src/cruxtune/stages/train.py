@@ -1,8 +1,8 @@
 """Stage 4: fine-tune on the chosen tokens (DESIGN §2.5): cft on critical ones, sft on all, gold on worked solutions.
 
 What `select` chose trains alike. All but gold see the same rows in the same order: those with at least one critical
-token. No token is added to a
-response or cut from it: its end-of-sequence token is trained by sft always, and by cft where it is critical.
+token. No token is added to a response or cut from it: its end-of-sequence token is trained by sft always, and by cft
+where it is critical.
 """
 
 from __future__ import annotations
@@ -16,15 +16,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cruxtune.accounting import peak_memory_gib
+from cruxtune.benchmark_rows import refuse_test_problems
+from cruxtune.contamination import training_problems
 from cruxtune.errors import ConfigError, DataError
 from cruxtune.masks import TrainingRow, training_row
 from cruxtune.models import context_length, end_of_sequence_ids, fingerprint, load_model
 from cruxtune.problems import fingerprint as problems_fingerprint
-from cruxtune.problems import load_problems
 from cruxtune.prompts import Renderer, tokenizer_hash
-from cruxtune.records import Problem
+from cruxtune.records import Annotation, Problem
 from cruxtune.selectors import critical, every
-from cruxtune.settings import ModelSettings, TrainSettings, identity_of, recorded
+from cruxtune.settings import ModelSettings, identity_of, recorded
+from cruxtune.stage_settings import TrainSettings
 from cruxtune.store import Workspace, finished_manifest, read_rows, write_atomic
 from cruxtune.trainer import build_trainer, prepare_base, run_trainer, save_result, training_model_settings
 
@@ -35,7 +37,7 @@ def train(settings: TrainSettings) -> dict[str, Any]:
     """Fine-tune, save the checkpoint (or the adapter) in --output, and return its manifest.
 
     Raises:
-        DataError: nothing to train on, or a problem without a worked solution (gold).
+        DataError: nothing to train on, test problems of a benchmark, or a problem without a worked solution (gold).
         ConfigError: another tokenizer than the one that made the annotations, or a trainer field that is refused.
         StoreError: the annotations are unfinished, or the output belongs to other settings.
     """
@@ -82,6 +84,7 @@ def train(settings: TrainSettings) -> dict[str, Any]:
             },
             loss={"first": log[0]["loss"], "last": log[-1]["loss"]},
             peak_memory_gib=round(peak_memory_gib(), 2),
+            **source.notes,
         )
 
 
@@ -113,6 +116,7 @@ class _Responses:
         self.method = settings.method or self._manifest["settings"]["method"]
         self.model = settings.model or recorded(ModelSettings, self._manifest["settings"]["model"], path)
         self.identity = {self._flag[2:]: self._manifest["fingerprint"]}
+        self.notes: dict[str, Any] = {}
         self.response_tokens = 0
 
     def rows(self, tokenizer: Any) -> list[TrainingRow]:
@@ -123,6 +127,8 @@ class _Responses:
             )
         selected = list(read_rows(self._path))[: self._settings.output.limit]
         if self._stage == "annotate":
+            problems = (Annotation.from_row(row).response.problem for row in selected)
+            refuse_test_problems(problems, f"{self._flag} {self._path}")
             found, selected = len(selected), [row for row in selected if any(row["critical"])]
             if not selected:
                 raise DataError(
@@ -149,9 +155,11 @@ class _Gold:
         self.method = "gold"
         self.model = settings.model
         self._prompt = settings.prompt
-        self._problems: list[Problem] = load_problems(
-            settings.problems, seed=settings.output.seed, limit=settings.output.limit
+        self._problems: list[Problem]
+        self._problems, self.notes = training_problems(
+            settings.problems, settings.training, seed=settings.output.seed, limit=settings.output.limit
         )
+        refuse_test_problems(self._problems, f"--problems {settings.problems.problems}")
         self.identity = {"problems": problems_fingerprint(self._problems)}
         self.response_tokens = 0
 

@@ -26,6 +26,9 @@ _WORDS = ("yes", "no", "maybe")
 _LETTERS_UNKNOWN = string.ascii_uppercase[:10]
 """Letters that may be an answer where a problem gives the gold letter but no options."""
 
+_TAIL = 2000
+"""Characters at the end of a text in which an option is looked for."""
+
 _LETTER = re.compile(
     r"(?i:(?:option|choice|letter)\s+)?(?:\((?P<round>[A-Za-z])\)|\[(?P<square>[A-Za-z])\]|(?P<bare>[A-Z]))(?P<rest>.*)",
     re.DOTALL,
@@ -75,7 +78,7 @@ def extract_choice(text: str, problem_options: Options, strict: bool = False) ->
     Args:
         text: the response's text.
         problem_options: what `options` says of the problem.
-        strict: do not fall back to the last letter that stands alone.
+        strict: do not fall back to the last letter that stands alone, or the last option that is named.
 
     >>> two = options("A", ["aspirin", "heparin"])
     >>> extract_choice("Hence the answer is (B).", two), extract_choice("It must thin the blood.\n\nHeparin.", two)
@@ -99,9 +102,10 @@ def extract_choice(text: str, problem_options: Options, strict: bool = False) ->
         rf"(?<![\w'’])(?:\(([{problem_options.letters}])\)|([{problem_options.letters}])(?![\w'’]|(?<=[AI])\s+\w))"
     )
     letters = [one or two for one, two in re.findall(pattern, text)]
-    return (
-        Found(problem_options.name(problem_options.letters.index(letters[-1])), "last-letter") if letters else NOTHING
-    )
+    if letters:
+        return Found(problem_options.name(problem_options.letters.index(letters[-1])), "last-letter")
+    last = _last_named(text[-_TAIL:], problem_options)
+    return Found(problem_options.name(last), "last-option") if last is not None else NOTHING
 
 
 def _whole_line(line: str, known: Options) -> int | None:
@@ -141,6 +145,17 @@ def _named(answer: str, known: Options) -> int | None:
     outer = [(a, b, i) for a, b, i in spans if not any((c, d) != (a, b) and c <= a and d <= b for c, d, _ in spans)]
     starting = [index for start, _, index in outer if start == 0]
     return starting[0] if starting else outer[0][2] if len(outer) == 1 else None
+
+
+def _last_named(text: str, known: Options) -> int | None:
+    """Return the option whose text stands last in a text, the longer one of two that end together."""
+    text = normalised(text)
+    ends = [
+        (match.end(), -match.start(), index)
+        for index, option in enumerate(map(normalised, known.texts))
+        for match in re.finditer(rf"(?<!\w){re.escape(option)}(?!\w)", text)
+    ]
+    return max(ends)[2] if ends else None
 
 
 def _letter_index(match: re.Match[str], known: Options) -> int | None:

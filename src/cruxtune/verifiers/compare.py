@@ -1,11 +1,13 @@
 """Judging one text in this process: extraction and comparison. This is what the worker processes run.
 
-Model output is hostile: symbolic comparison of it can run for ever. Nothing here guards against that (Math-Verify's
-own limits are signals, which do not interrupt arithmetic on huge integers): `cruxtune.verifiers.pool` sets the limit.
+Model output is hostile: symbolic comparison of it can run for ever or fill the memory. Nothing here guards against that
+(Math-Verify's own limits are signals, which do not interrupt arithmetic on huge integers): `cruxtune.verifiers.pool`
+sets the limits. That no name in a text is evaluated as Python is the business of `cruxtune.verifiers.guard`.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import logging
@@ -14,32 +16,52 @@ import sys
 import traceback
 from collections.abc import Callable
 from decimal import Decimal
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
 from cruxtune.errors import VerifierError
 from cruxtune.records import Problem, Verdict
+from cruxtune.verifiers.answers import USUAL, Rules, answers_equal
 from cruxtune.verifiers.choice import extract_choice, options
 from cruxtune.verifiers.extract import (
     TEXT_MACRO,
     clean,
+    explicit_math,
     extract_exact,
     extract_gym,
     extract_math,
     lone_number,
     normalised,
+    states_only,
 )
+from cruxtune.verifiers.guard import math_verify
+
+BeforeAlgebra = Callable[[str, str], None]
+"""Hears of a gold answer and an extracted one right before symbolic algebra, which can take for ever, compares them."""
 
 TOLERANCE = Decimal("1e-6")
 """Two decimals are equal within this, relative below 1 and absolute above: Math-Verify rounds to six decimals."""
 
-_MAX_DIGITS = 2000
+_LONGEST = 2000
+"""Characters up to which an answer is read as a number or a formula; a longer one is compared as a string."""
+
 _DECIMAL = re.compile(r"([-+]?(?:\d{1,3}(?:,\d{3})+|\d*)(?:\.\d*)?(?:e[-+]?\d{1,3})?)(%?)", re.IGNORECASE)
+# A number whose exponent is beyond _DECIMAL's: it equals nothing but itself as written. No format has such answers, and
+# symbolic algebra would write all its digits out.
+_HUGE = re.compile(r"[-+]?[\d.,]+e[-+]?\d{4,}%?", re.IGNORECASE)
 _SCIENTIFIC = re.compile(r"^(-?\d+(?:\.\d+)?)e([-+]?\d{1,3})$", re.IGNORECASE)
 _SPACING = re.compile(r"\s|\\[,;:! ]|\\(?:left|right)(?![a-z])|\{,\}(?=\d{3})|~")
 
 
-def judge(text: str, problem: Problem, strict: bool = False, function: str | None = None) -> Verdict:
+def judge(
+    text: str,
+    problem: Problem,
+    strict: bool = False,
+    function: str | None = None,
+    rules: Rules = USUAL,
+    before_algebra: BeforeAlgebra | None = None,
+) -> Verdict:
     r"""Return the verdict on a text, without any limit of time or memory.
 
     Args:
@@ -47,21 +69,42 @@ def judge(text: str, problem: Problem, strict: bool = False, function: str | Non
         problem: the problem that it answers; its `kind` decides how.
         strict: take explicit forms only (`--strict-answers`).
         function: `module:function` of the user's verifier, for problems of kind custom (`--verifier`).
+        rules: conventions for mathematical answers on which users differ.
+        before_algebra: hears of the answers that are about to be compared symbolically; what it raises ends judging.
 
     Raises:
         VerifierError: the user's function cannot be imported, or a gym problem has no usable entry.
+        MemoryError: the memory that the process may take does not suffice.
 
     >>> judge("2 * 21 = 42\n#### 42", Problem(id="p", question="?", answer="42.0"))
     Verdict(correct=True, extracted='42', reason='hash')
     """
     if problem.kind == "math":
-        found = extract_math(text, strict)
-        return Verdict(found.answer is not None and math_equal(problem.answer, found.answer), *found)
+        if states_only(text, problem.answer):
+            return Verdict(True, clean(problem.answer), "bare")
+        found = explicit_math(text) or extract_math(text, strict)
+        if found.answer is None:
+            return Verdict(False, *found)
+        # Once for each text, and with the whole answers: what a limit cuts off is all that was compared for them.
+        before = (
+            functools.cache(functools.partial(before_algebra, problem.answer, found.answer)) if before_algebra else None
+        )
+        right = answers_equal(
+            problem.answer,
+            found.answer,
+            rules,
+            problem.metadata,
+            functools.partial(math_equal, before_algebra=before),
+            functools.partial(decimal_value, before_algebra=before),
+        )
+        return Verdict(right, lone_number(found.answer) or found.answer, found.form)
     if problem.kind == "choice":
         known = options(problem.answer, problem.choices)
         found = extract_choice(text, known, strict)
         return Verdict(found.answer is not None and normalised(found.answer) == normalised(known.gold), *found)
     if problem.kind == "exact":
+        if states_only(text, problem.answer):
+            return Verdict(True, clean(problem.answer), "bare")
         found = extract_exact(text, strict)
         return Verdict(found.answer is not None and normalised(found.answer) == normalised(problem.answer), *found)
     if problem.kind == "gym":
@@ -91,8 +134,10 @@ def prepare(problem: Problem, function: str | None = None) -> None:
         load_function(function)
 
 
-def math_equal(gold: str, answer: str) -> bool:
-    r"""Whether an extracted answer equals the gold: as strings, as decimals, else by Math-Verify.
+def math_equal(gold: str, answer: str, before_algebra: Callable[[], None] | None = None) -> bool:
+    r"""Whether a value of an answer equals one of the gold's: as strings, as decimals, else by Math-Verify.
+
+    Most answers are plain numbers, and none of these is ever a float, whose infinity 4e400 and 9e999 would share.
 
     >>> math_equal("2,125", r"\\$2125.00"), math_equal("50", "50%"), math_equal("3", "3.0001")
     (True, True, False)
@@ -105,7 +150,28 @@ def math_equal(gold: str, answer: str) -> bool:
     numbers = _decimal(plain_gold), _decimal(plain_answer)
     if numbers[0] is not None and numbers[1] is not None:
         return _decimals_equal(*numbers[0], *numbers[1])
+    if max(len(gold), len(answer)) > _LONGEST or _HUGE.fullmatch(plain_gold) or _HUGE.fullmatch(plain_answer):
+        return False
+    if before_algebra:
+        before_algebra()
     return _math_verify_equal(gold, answer)
+
+
+def decimal_value(answer: str, before_algebra: Callable[[], None] | None = None) -> Fraction | None:
+    r"""Return the value of a constant expression to 30 digits, None for anything else.
+
+    >>> decimal_value(r"\frac{\pi}{2}").limit_denominator(100), decimal_value("x+1")
+    (Fraction(11, 7), None)
+    """
+    if before_algebra:
+        before_algebra()
+    for parsed in _parsed(answer):
+        try:
+            return Fraction(str(parsed.evalf(30)))
+        # Symbols, complex numbers, matrices, relations, what Math-Verify leaves as text: no decimal.
+        except (AttributeError, TypeError, ValueError):
+            continue
+    return None
 
 
 def load_function(function: str | None) -> Callable[[str, dict[str, Any]], Any]:
@@ -149,6 +215,8 @@ def _judge_custom(text: str, problem: Problem, function: str | None) -> Verdict:
         if correct not in (True, False):
             raise TypeError(f"{function} returned {result!r}; it must return a bool, or a bool and a string")
         return Verdict(bool(correct), None if extracted is None else str(extracted), "custom")
+    except MemoryError:
+        raise
     except Exception:  # the user's function can raise anything; the parent shows the traceback once
         traceback.print_exc()
         return Verdict(False, None, "custom-error")
@@ -166,6 +234,8 @@ def _judge_gym(text: str, problem: Problem, strict: bool) -> Verdict:
         try:
             if score(found.answer, variant) >= 1 - 1e-9:
                 return Verdict(True, *found)
+        except MemoryError:
+            raise
         except Exception:  # scorers parse the answer, each in its own way, and some raise on malformed ones
             errors += 1
     return Verdict(False, found.answer, "gym-error" if errors == 2 else found.form)
@@ -211,7 +281,7 @@ def _plain(answer: str) -> str:
 
 def _decimal(plain: str) -> tuple[Decimal, bool] | None:
     """Return a plain number's value and whether it is a percentage; None for anything else, and for huge numbers."""
-    match = _DECIMAL.fullmatch(plain) if len(plain) <= _MAX_DIGITS else None
+    match = _DECIMAL.fullmatch(plain) if len(plain) <= _LONGEST else None
     if match is None or not any(character.isdigit() for character in match[1].lower().partition("e")[0]):
         return None
     return Decimal(match[1].replace(",", "")), bool(match[2])
@@ -230,19 +300,20 @@ def _percent_factors(answer_percent: bool) -> tuple[Decimal, Decimal]:
     return Decimal(1), Decimal("0.01") if answer_percent else Decimal(100)
 
 
+@lru_cache(maxsize=1 << 14)
 def _math_verify_equal(gold: str, answer: str) -> bool:
-    from math_verify import verify  # brings in sympy: only workers load it
-
-    return bool(verify(_parsed(gold), _parsed(answer), timeout_seconds=None))
+    # Math-Verify takes "(5, oo)" for "x > 5", and would not the other way round without being told.
+    return bool(
+        math_verify().verify(_parsed(gold), _parsed(answer), timeout_seconds=None, allow_set_relation_comp=True)
+    )
 
 
 @lru_cache(maxsize=4096)
 def _parsed(answer: str) -> list[Any]:
-    from math_verify import LatexExtractionConfig, parse
-
     # Without its time-outs (see the module's docstring) Math-Verify warns once; the limit is set elsewhere.
     logging.getLogger("math_verify").setLevel(logging.ERROR)
     latex = _SCIENTIFIC.sub(r"\1 \\times 10^{\2}", answer)
     # LaTeX only: Math-Verify's search for plain numbers would take the 1 of "1:10 P.M." for the answer.
-    config = [LatexExtractionConfig()]
-    return list(parse(latex if "$" in latex else f"${latex}$", extraction_config=config, parsing_timeout=None))
+    config = [math_verify().LatexExtractionConfig()]
+    latex = latex if "$" in latex else f"${latex}$"
+    return list(math_verify().parse(latex, extraction_config=config, parsing_timeout=None))

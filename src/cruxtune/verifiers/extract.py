@@ -1,11 +1,12 @@
 r"""From a response's text to the answer it gives: pure functions, no comparison.
 
-An explicit form is one that the text offers as its answer: `\boxed{x}` or `\fbox{x}` ("boxed"), `#### x` ("hash"), and
-"the answer is x" or "Answer: x" ("phrase"). The last explicit form wins, since a model that corrects itself does so
-later in the text. For choices, a last line that is nothing but an option counts too ("line"). Where there is none, a
-documented guess is made ("last-number", "last-letter", "last-line": `FALLBACK_REASONS`), unless `strict`.
+An explicit form is one that the text offers as its answer: `\boxed{x}` or `\fbox{x}` ("boxed"), `#### x` ("hash"),
+`<answer>x</answer>` ("tag"), and "the answer is x" or "Answer: x" ("phrase"). The last explicit form wins, since a
+model that corrects itself does so later in the text. A text that is nothing but an answer is explicit too ("bare"; for
+choices, a last line that is nothing but an option: "line"). Where there is none, a documented guess is made
+("last-number", "last-maths", "last-letter", "last-option", "last-line": `FALLBACK_REASONS`), unless `strict`.
 
-Only the text after the last `</think>` is read, where there is one.
+A text that thinks first is read from its last `</think>` on; one that never ends thinking has no answer.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import unicodedata
 from typing import Literal, NamedTuple
 
 NO_ANSWER = "no-answer"
-FALLBACK_REASONS = frozenset({"last-number", "last-letter", "last-line"})
+FALLBACK_REASONS = frozenset({"last-number", "last-maths", "last-letter", "last-option", "last-line"})
 """Reasons of verdicts on a guessed answer: the text had no explicit form."""
 
 
@@ -32,20 +33,28 @@ class Found(NamedTuple):
 NOTHING = Found(None, NO_ANSWER)
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
+_TAG = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL)
 _HASH = re.compile(r"(?<!#)####(?!#)[ \t]*((?:(?!####)[^\n])*)")
 _PHRASE = re.compile(
     r"""\b(?:answer(?:\ (?:choice|option))?|(?:correct|best|right)\ (?:option|choice))\b[*_]{0,3}
     (?:\s(?:to|for|of|in)\s[^\n.:=?]{1,100}?)?            # the answer to the question
     (?:(?P<verb>\s+(?:is|would\ be|should\ be|must\ be|will\ be)\b)(?!\s+not\b)(?:\s+(?:therefore|thus|simply))?\s*[:=]?
-      |\s*:)                                              # Answer:
+      |\s*[:=])                                           # Answer:
     [*_]{0,3}\s*
     (?P<answer>\$\$.*?\$\$|\\\[.*?\\\]|[^\n]+)""",
     re.IGNORECASE | re.DOTALL | re.VERBOSE,
 )
 # Markdown headings of four hashes that are no answers: "#### Step 2: multiply", "#### Final answer".
 _HEADING = re.compile(r"step\b|(?:the )?(?:final )?(?:answer|solution|conclusion|explanation)$|.*:$", re.IGNORECASE)
-_SENTENCE_END = re.compile(r"(?<!\bMr)(?<!\bMs)(?<!\bMrs)(?<!\bDr)(?<!\bSt)(?<!\bJr)[.!?](?=[\s*\"”]|$)")
+# "5! = 120" goes on behind its mark, which is a factorial's.
+_SENTENCE_END = re.compile(
+    r"(?<!\bMr)(?<!\bMs)(?<!\bMrs)(?<!\bDr)(?<!\bSt)(?<!\bJr)(?<!\bsq)(?:[.?](?=[\s*\"”]|$)|!(?=[\s*\"”]*$|[\s*\"”]+[A-Z]))"
+)
 _CLAUSE = re.compile(r",?\s(?:because|since|so|which|as|where|but|hence|therefore)\b.*", re.IGNORECASE | re.DOTALL)
+_COMMENT = re.compile(
+    r"(?:in)?(?:correct|right|wrong|reasonable|positive|negative|clear|unique|verified)\b", re.IGNORECASE
+)
+"""What "our answer is correct" says of an answer is none."""
 _LABEL_WORDS = 12
 """Words after "Answer:" up to which it is an answer; longer ones are a solution that starts with that label."""
 
@@ -56,20 +65,34 @@ _NUMBER = re.compile(
     (?P<over>/\d+(?!\w))?(?P<percent>\s?\\?%|\s?percent\b)?""",
     re.VERBOSE,
 )
-_WORDS = re.compile(r"(?:\s|\\[$ ]|[A-Za-z'’]{2,}|\ba\b|[.,;:!$€£()*\"–-])*")
+_WORDS = re.compile(r"(?:\s|\\[$ ]|[A-Za-z'’]{2,}|\ba\b|[.,;:$€£()*\"–-])*")
 # Words that are part of a number's value: "2 pi" and "3 million" must not be cut down to 2 and 3.
 _VALUE_WORD = re.compile(r"\b(?:pi|sqrt|sin|cos|tan|log|ln|exp|mod|hundred|thousand|million|billion|dozen)\b", re.I)
 TEXT_MACRO = re.compile(r"\\(?:text|textbf|textrm|textit|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
+_LONGEST_BARE = 4000
+_TAIL = 2000
+"""Characters at the end of a text in which its last formula is looked for."""
+_LATEX_WORD = re.compile(r"\\(?:begin|end|operatorname)\s*\{[^{}]*\}(?:\{[clr|]*\})?|\\[A-Za-z]+")
+_SHORT_WORDS = re.compile(r"am|an|as|at|be|by|do|go|he|hi|if|in|is|it|me|my|no|of|oh|ok|on|so|to|us|we", re.IGNORECASE)
+_NO_PROSE = re.compile(
+    r"(?:arc)?(?:sin|cos|tan|cot|sec|csc)h?|log|exp|sqrt|max|min|gcd|lcm|mod|and|inf(?:inity)?|det|[A-Z]{3}|abc|xyz"
+)
+_FORMULA = re.compile(
+    r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\\\((.+?)\\\)|(?<![\\\w$])\$(?=[^\s$])([^$\n]*?[^\s$\\])\$(?![\w$])", re.DOTALL
+)
+_ENVIRONMENT = re.compile(r"\\(?:begin|end)\s*\{[^{}]*\}")
+_LAST_SIDE = re.compile(r"(?<![<>!:\\])=|\\(?:approx|equiv|Rightarrow|implies|Longrightarrow)(?![a-zA-Z])|≈|⇒")
+_INEQUALITY = re.compile(r"[<>]|\\(?:le|ge|leq|geq|lt|gt|ne|neq|leqslant|geqslant|in)(?![a-zA-Z])")
 _DIGIT_GROUP = re.compile(r"(?<=\d)(?:\{,\}|\\,|\\!,?|,\\!)(?=\d{3})")
 
 
 def answer_text(text: str) -> str:
     """Return the part of a response that may hold its answer: what follows the last `</think>`.
 
-    >>> answer_text("<think>maybe #### 3</think>So #### 4")
-    'So #### 4'
+    >>> answer_text("<think>maybe #### 3</think>So #### 4"), answer_text("<think>maybe #### 3, cut off")
+    ('So #### 4', '')
     """
-    return text.rpartition("</think>")[2]
+    return text.rpartition("</think>")[2].partition("<think>")[0]
 
 
 def clean(answer: str) -> str:
@@ -81,7 +104,7 @@ def clean(answer: str) -> str:
     before = None
     while answer != before:
         before = answer
-        answer = answer.strip(' \t\r\n*`"“”').rstrip(".,;:!")
+        answer = answer.strip(' \t\r\n*`"“”').rstrip(".,;:")
         for left, right in (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]")):
             inner = answer[len(left) : -len(right)]
             if answer.startswith(left) and answer.endswith(right) and inner and left not in inner:
@@ -101,8 +124,9 @@ def explicit_forms(text: str, reach: Reach = "sentence") -> list[Found]:
     [Found(answer='3', form='phrase'), Found(answer='\\frac{1}{2}', form='boxed')]
     """
     found = _boxes(text)
+    found += [(match.start(), Found(match[1], "tag")) for match in _TAG.finditer(text)]
     for match in _HASH.finditer(text):
-        answer = text[match.start(1) :] if reach == "text" else match[1]
+        answer = text[match.start(1) :] if reach == "text" else _whole_formula(text, match.start(1), match.end(1))
         if not _HEADING.match(match[1].strip(" *")):
             found.append((match.start(), Found(answer, "hash")))
     for match in _PHRASE.finditer(text):
@@ -117,22 +141,48 @@ def explicit_forms(text: str, reach: Reach = "sentence") -> list[Found]:
 
 
 def extract_math(text: str, strict: bool = False) -> Found:
-    r"""Return the answer to a mathematical problem.
+    r"""Return the answer to a mathematical problem; of a number among words, the number.
 
     >>> extract_math("She pays 3 * $6 = $18.\n#### 18"), extract_math("So she pays $1,250.50 in all.")
     (Found(answer='18', form='hash'), Found(answer='1,250.50', form='last-number'))
-    >>> extract_math("So she pays $18.", strict=True)
-    Found(answer=None, form='no-answer')
+    >>> extract_math("So $x = \\frac{3}{4}$."), extract_math("So she pays $18.", strict=True)
+    (Found(answer='\\frac{3}{4}', form='last-number'), Found(answer=None, form='no-answer'))
+    """
+    if found := explicit_math(text):
+        return Found(lone_number(found.answer or "") or found.answer, found.form)
+    return NOTHING if strict else _last_maths(answer_text(text))
+
+
+def explicit_math(text: str) -> Found | None:
+    r"""Return the answer that a text offers as such, with its words and units; None where it offers none.
+
+    >>> explicit_math(r"Hence \boxed{18 \text{ km}}."), explicit_math("(1, 2]"), explicit_math("It is 5.")
+    (Found(answer='18 \\text{ km}', form='boxed'), Found(answer='(1, 2]', form='bare'), None)
     """
     text = answer_text(text)
     for answer, form in reversed(explicit_forms(text)):
         value = clean(answer or "")
         if form == "phrase":
-            value = clean(_CLAUSE.sub("", value)) or value
-        if value:
-            return Found(lone_number(value) or value, form)
-    number = None if strict else last_number(text)
-    return Found(number, "last-number") if number else NOTHING
+            main = clean(_CLAUSE.sub("", value))
+            # A clause inside braces belongs to the answer.
+            value = main if main and main.count("{") == main.count("}") else value
+        if value and not (form == "phrase" and _COMMENT.match(value)):
+            return Found(value, form)
+    value = clean(text)
+    return Found(value, "bare") if _is_bare(value) else None
+
+
+def states_only(text: str, gold: str) -> bool:
+    r"""Return whether a text is nothing but the gold answer, but for case, spaces, quotes and maths delimiters.
+
+    >>> states_only("Mrs. Hilt", "mrs. hilt"), states_only("It is Mrs. Hilt", "Mrs. Hilt")
+    (True, False)
+    """
+    text = answer_text(text)
+    if not gold.strip() or len(text) > 2 * len(gold) + 20:
+        return False
+    one, other = ("".join(clean(side).casefold().split()) for side in (text, gold))
+    return one == other
 
 
 def extract_exact(text: str, strict: bool = False) -> Found:
@@ -215,6 +265,48 @@ def normalised(text: str) -> str:
     """
     folded = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
     return folded.strip(" .,;:!?\"'“”‘’`*_$") or folded
+
+
+def _is_bare(text: str) -> bool:
+    """Return whether a cleaned text is an answer and nothing else: one formula or list, without a word of prose."""
+    # What is left of a form that holds no answer is none.
+    if (
+        len(text) > _LONGEST_BARE
+        or re.search(r"\\boxed|\\fbox|####|</?answer>", text)
+        or ("\n" in text and r"\begin" not in text)
+    ):
+        return False
+    words = re.findall(r"[A-Za-z]{2,}", _LATEX_WORD.sub(" ", TEXT_MACRO.sub(" ", text)))
+    # Products of letters ("ab") have no more than two, and no two-letter word of English.
+    return bool(re.search(r"\w", text)) and not any(
+        _SHORT_WORDS.fullmatch(word) if len(word) == 2 else not _NO_PROSE.fullmatch(word) for word in words
+    )
+
+
+def _last_maths(text: str) -> Found:
+    """Return the last number of a text, or the formula that it is part of, where that is more than the number."""
+    tail = text[-_TAIL:]
+    number = last_number(text)
+    formula = max(_FORMULA.finditer(tail), key=re.Match.start, default=None)
+    if formula is not None and last_number(tail[formula.end() :]) is None:
+        inside = next(group for group in formula.groups() if group is not None)
+        inside = _ENVIRONMENT.sub(" ", inside).rpartition(r"\\")[2] if r"\begin{align" in inside else inside
+        value = clean(_LAST_SIDE.split(inside.replace("&", ""))[-1] if not _INEQUALITY.search(inside) else inside)
+        if value and value != number and _is_bare(value):
+            return Found(value, "last-number" if value == last_number(value) else "last-maths")
+    return Found(number, "last-number") if number else NOTHING
+
+
+def _whole_formula(text: str, start: int, end: int) -> str:
+    """Return an answer up to the end of its line, or of the formula that begins in the line and goes on."""
+    line = text[start:end]
+    for opening, closing in ((r"\begin", r"\end"), (r"\[", r"\]"), ("$$", "$$")):
+        if line.count(opening) > line.count(closing) or (opening == closing and line.count(opening) % 2):
+            rest = text[end : end + _LONGEST_BARE]
+            stop = rest.rfind(closing) if opening == r"\begin" else rest.find(closing)
+            after = rest.find("\n", stop)
+            return line + (rest[:after] if after >= 0 else rest) if stop >= 0 else line
+    return line
 
 
 def _number(match: re.Match[str]) -> str:

@@ -1,0 +1,177 @@
+"""What commands print when they are done: a table on stderr, and on stdout where the result lies."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import typer
+from pydantic import BaseModel
+from rich.table import Table
+
+from cruxtune.accounting import cut_off
+from cruxtune.progress import duration, stderr
+from cruxtune.stage_settings import (
+    AnnotateSettings,
+    CompareSettings,
+    EvaluateSettings,
+    RespondSettings,
+    SelectSettings,
+    TrainSettings,
+)
+
+if TYPE_CHECKING:
+    from cruxtune.stages.estimate import Estimate
+
+
+def table(title: str, rows: Mapping[str, str]) -> None:
+    """Print names and values on stderr."""
+    grid = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
+    for name, value in rows.items():
+        grid.add_row(name, value)
+    stderr.print(grid)
+
+
+def share(part: float, whole: float) -> str:
+    """Return a part with its share of the whole.
+
+    >>> share(1234, 4936)
+    '1,234 of 4,936 (25.0 %)'
+    """
+    return f"{part:,.0f} of {whole:,.0f} ({100 * part / whole:.1f} %)" if whole else "0"
+
+
+def show_respond(settings: RespondSettings, manifest: dict[str, Any]) -> None:
+    """Print what `cruxtune respond` came to."""
+    done = manifest["accounting"]
+    rows = {"correct responses": share(done["correct"], done["responses"]), "truncated": f"{done['truncated']:.0f}"}
+    table("respond", {**rows, **_cost(manifest)})
+    typer.echo(settings.output.output)
+
+
+def show_annotate(settings: AnnotateSettings, manifest: dict[str, Any]) -> None:
+    """Print what `cruxtune annotate` came to."""
+    done = manifest["accounting"]
+    rows = {
+        "responses": f"{done['responses']:.0f}",
+        "critical tokens": share(done["critical_tokens"], done["known_tokens"]),
+        "rollouts made": share(done["rollouts_made"], done["rollouts_wanted"])
+        + f", {done['rollouts_skipped']:,.0f} not needed",
+        "ended in a loop / at the limit": f"{done['rollouts_looped']:.0f} / {done['rollouts_truncated']:.0f}",
+    }
+    table("annotate", {**rows, **_cost(manifest)})
+    typer.echo(settings.output.output)
+
+
+def show_estimate(found: Estimate) -> None:
+    """Print what an annotation will cost: as a table, and as JSON on stdout."""
+    table(
+        "estimate",
+        {
+            "responses, positions": f"{found.responses:,}, {found.positions:,}",
+            "rollouts": share(found.rollouts, found.rollouts_wanted),
+            "tokens": f"{found.tokens:,} ({found.tokens_low:,} to {found.tokens_high:,})",
+            "speed": f"{found.tokens_per_second:,.0f} tokens/s",
+            "time": f"{duration(found.seconds)} ({duration(found.seconds_low)} to {duration(found.seconds_high)})",
+            "tried for": duration(found.trial_seconds),
+        },
+    )
+    typer.echo(json.dumps(asdict(found)))
+
+
+def show_select(settings: SelectSettings, manifest: dict[str, Any]) -> None:
+    """Print what `cruxtune select` kept."""
+    done = manifest["accounting"]
+    kept = ", ".join(f"{token['text']!r} {token['kept']}/{token['seen']}" for token in manifest["most_kept"])
+    rows = {
+        "responses": f"{done['responses']:.0f}" + (f", {done['empty']:.0f} with nothing kept" if done["empty"] else ""),
+        "tokens kept": share(done["tokens_kept"], done["response_tokens"]),
+        "of critical tokens": share(done["critical_kept"], done["critical_tokens"]),
+        "sum of weights": f"{done['weight']:,.1f}",
+        "most kept": kept,
+    }
+    table(f"select {settings.method}", rows)
+    typer.echo(settings.output.output)
+
+
+def show_train(settings: TrainSettings, manifest: dict[str, Any]) -> None:
+    """Print what `cruxtune train` came to."""
+    facts, done = manifest["facts"], manifest["accounting"]
+    rows = {
+        "rows": f"{facts['rows']} ({facts['rows_dropped']} too long and left out)",
+        "trained tokens an epoch": share(facts["tokens_per_epoch"], facts["response_tokens_per_epoch"]),
+        "loss": f"{manifest['loss']['first']:.4f} → {manifest['loss']['last']:.4f} in {done['steps']} steps",
+        "time": duration(done["seconds"]),
+    }
+    table(f"train {facts['method']}", rows)
+    typer.echo(settings.output.output)
+
+
+def show_evaluate(settings: EvaluateSettings, done: dict[str, Any]) -> None:
+    """Print what `cruxtune evaluate` came to: on one list of problems, or on several benchmarks."""
+    if settings.benchmarks is not None:
+        from cruxtune.benchmark_commands import show_overview
+
+        show_overview(done, settings.output.output)
+        return
+    counts = done["accounting"]
+    rows = {
+        "problems": f"{counts['problems']:.0f}",
+        "greedy responses correct": share(counts["correct_greedy"], counts["problems"]),
+    }
+    if settings.samples:
+        rows["samples correct"] = share(counts["correct_samples"], counts["responses"] - counts["problems"])
+    table("evaluate", {**rows, **_cost(done)})
+    typer.echo(settings.output.output)
+
+
+def show_compare(settings: CompareSettings, _: dict[str, Any]) -> None:
+    """Print the comparison."""
+    typer.echo((settings.output / "comparison.md").read_text())
+    typer.echo(settings.output)
+
+
+def show_grade(done: Mapping[str, Any]) -> None:
+    """Print how many answers of a file are right, by what decided."""
+    rows = {"correct": share(done["correct"], done["rows"] - done["bad"])}
+    for reason, counts in sorted(done["reasons"].items(), key=lambda item: -item[1]["count"]):
+        rows[f"  {reason}"] = share(counts["correct"], counts["count"])
+    if done["bad"]:
+        rows["could not be graded"] = f"{done['bad']:,}"
+    rows["time"] = f"{duration(done['seconds'])} ({done['rows'] / max(done['seconds'], 1e-9):,.0f} answers/s)"
+    table("grade", rows)
+    typer.echo(done["output"])
+
+
+def show_run(summary: Mapping[str, Any]) -> None:
+    """Print what a whole run came to."""
+    rollouts = summary["rollouts"]
+    table(
+        f"run on {summary['task']}",
+        {
+            "annotated responses": str(summary["annotated_responses"]),
+            "critical tokens": f"{100 * summary['critical_share']:.1f} %",
+            "rollouts made": share(rollouts["made"], rollouts["wanted"]),
+            "time": duration(summary["seconds"]),
+            "peak memory": f"{summary['peak_memory_gib']:.1f} GiB",
+        },
+    )
+
+
+def nothing_more(_: BaseModel, __: dict[str, Any]) -> None:
+    """Print nothing: the command has printed what there is."""
+
+
+def _cost(manifest: Mapping[str, Any]) -> dict[str, str]:
+    done = manifest["accounting"]
+    fallback, accepted = manifest["shares"]["fallback_share"], manifest["shares"]["drafts_accepted"]
+    return {
+        "verdicts by the fallback": "-" if fallback is None else f"{100 * fallback:.1f} %",
+        "verdicts cut off": f"{cut_off(done):,}",
+        "tokens": f"{done['tokens_emitted']:,.0f} emitted, {done['tokens_computed']:,.0f} put through the model",
+        **({"drafts": f"{100 * accepted:.0f} % of {done['tokens_drafted']:,.0f} tokens right"} if accepted else {}),
+        "passes": f"{done['model_calls']:,.0f}",
+        "time": f"{duration(done['seconds'])} ({done['tokens_emitted'] / max(done['seconds'], 1e-9):,.0f} tokens/s)",
+    }

@@ -1,0 +1,284 @@
+"""Settings of each stage; what they have in common is in `cruxtune.settings`, and so is what is made of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+
+from cruxtune.benchmarks import BenchmarkList, BenchmarkSettings
+from cruxtune.contamination import TrainingProblemsSettings
+from cruxtune.problems import ProblemSource
+from cruxtune.settings import (
+    DecodingSettings,
+    EngineSettings,
+    ModelSettings,
+    OutputSettings,
+    PromptSettings,
+    Settings,
+    VerifierSettings,
+)
+from cruxtune.trainer_fields import REFUSED_TRAINER_FIELDS
+
+
+class RespondSettings(Settings):
+    """Stage 1: the policy's greedy responses, verified."""
+
+    problems: ProblemSource
+    model: ModelSettings
+    prompt: PromptSettings = PromptSettings()
+    verifier: VerifierSettings = VerifierSettings()
+    decoding: DecodingSettings = DecodingSettings()
+    engine: EngineSettings = EngineSettings()
+    output: OutputSettings
+    group_size: int = Field(256, gt=0, description="Responses decoded as one continuous batch and saved at once.")
+    skip_bad: bool = Field(
+        False, description="Leave out problems without a usable gold answer instead of stopping at the first."
+    )
+    training: TrainingProblemsSettings = TrainingProblemsSettings()
+
+
+class CounterfactualSettings(Settings):
+    """Which counterfactuals are asked, and with what."""
+
+    alternatives: int = Field(2, gt=0, description="Alternatives per position, k; the paper uses 2.")
+    every_alternative: bool = Field(
+        False, description="Roll out every alternative, also where an earlier one settled the position."
+    )
+    positions: float | None = Field(
+        None,
+        gt=0,
+        description="Ask about a seeded sample of positions only: a number per response, or a share below 1. The "
+        "others stay unknown.",
+    )
+    token_budget: int | None = Field(
+        None, gt=0, description="Ask about as many positions as rollouts of about this many tokens in all allow."
+    )
+    model: ModelSettings | None = Field(
+        None, description="Annotate with another model than the one that responded; its tokenizer must be the same."
+    )
+    engine: EngineSettings = EngineSettings()
+    group_size: int = Field(
+        16, gt=0, description="Most responses whose counterfactuals are one continuous batch and saved at once."
+    )
+
+
+class AnnotateSettings(CounterfactualSettings):
+    """Stage 2: which tokens of the correct responses are critical."""
+
+    responses: Path = Field(description="Output of `cruxtune respond`; its verifier, token limit and model are used.")
+    output: OutputSettings
+
+
+class EstimateSettings(CounterfactualSettings):
+    """What stage 2 will cost on this machine, before it is run."""
+
+    responses: Path = Field(description="Output of `cruxtune respond`.")
+    trial_seconds: float = Field(45.0, gt=0, description="About how long to try, in seconds.")
+    seed: int = Field(0, ge=0, description="Seed of the sample that is tried.")
+    limit: int | None = Field(None, gt=0, description="Count only the first N correct responses.")
+
+
+Selector = Literal[
+    "critical", "all", "non-critical", "random", "numeric", "entropy", "attention", "rho1", "criticality"
+]
+SelectMethod = Literal[Selector, "union", "intersection"]
+SELECT_METHODS: tuple[str, ...] = get_args(SelectMethod)
+_WITH_SHARE = {"random", "entropy", "attention", "rho1"}
+
+
+class SelectSettings(Settings):
+    """Stage 3: a weight for every token of the annotated responses."""
+
+    method: SelectMethod = Field(
+        description="critical: CFT; all: SFT; non-critical: the complement; random: as many as critical; numeric: "
+        "tokens with a digit; entropy, attention, rho1: highest first; criticality: graded weights; union, "
+        "intersection: of --first and --second."
+    )
+    annotations: Path = Field(description="Output of `cruxtune annotate`.")
+    share: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="random, entropy, attention, rho1: share of each response's tokens to keep; by default as many as "
+        "are critical in it.",
+    )
+    first: Selector | None = Field(None, description="union, intersection: the one method.")
+    second: Selector | None = Field(None, description="union, intersection: the other method.")
+    reference: str | None = Field(
+        None, description="rho1: reference model of the same tokenizer (Hub id, directory, adapter or .gguf file)."
+    )
+    unknown: Literal["leave-out", "train"] = Field(
+        "leave-out",
+        description="critical, non-critical, criticality: what to do with tokens that annotation did not ask about.",
+    )
+    output: OutputSettings
+
+    @property
+    def methods(self) -> set[str]:
+        """The methods whose weights are needed, without union and intersection."""
+        return {str(name) for name in (self.method, self.first, self.second) if name in get_args(Selector)}
+
+    @model_validator(mode="after")
+    def _check(self) -> SelectSettings:
+        joins = self.method in ("union", "intersection")
+        if joins and not (self.first and self.second):
+            raise ValueError(f"method {self.method} joins two methods; name them with --first and --second")
+        if not joins and (self.first or self.second):
+            raise ValueError(f"--first and --second belong to union and intersection, not to method {self.method}")
+        if "rho1" in self.methods and self.reference is None:
+            raise ValueError("method rho1 compares with a reference model; name it with --reference")
+        if "rho1" not in self.methods and self.reference is not None:
+            raise ValueError(f"--reference belongs to rho1, not to method {self.method}")
+        if self.share is not None and not self.methods & _WITH_SHARE:
+            raise ValueError(f"--share belongs to {', '.join(sorted(_WITH_SHARE))}, not to method {self.method}")
+        return self
+
+
+class LoraSettings(Settings):
+    """Low-rank adapters by PEFT, on all linear layers."""
+
+    lora: bool = Field(False, description="Train a LoRA adapter instead of all parameters.")
+    lora_rank: int = Field(16, gt=0, description="Rank of the adapter.")
+    lora_alpha: int = Field(32, gt=0, description="Scale of the adapter (alpha / rank multiplies its output).")
+    lora_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the adapter's input.")
+
+
+class TrainSettings(Settings):
+    """Stage 4: fine-tune on the chosen tokens."""
+
+    method: Literal["cft", "sft", "gold"] | None = Field(
+        None,
+        description="cft: critical tokens only; sft: every token of the same responses; gold: the problems' worked "
+        "solutions (a cold start). Not with --selection, which has a method of its own.",
+    )
+    annotations: Path | None = Field(None, description="Output of `cruxtune annotate` (cft and sft).")
+    selection: Path | None = Field(None, description="Output of `cruxtune select`: any other method.")
+    problems: ProblemSource | None = None
+    model: ModelSettings | None = Field(
+        None, description="Model to start from; by default the one that made the annotations (gold needs it)."
+    )
+    prompt: PromptSettings = PromptSettings()
+    output: OutputSettings
+    loss: Literal["nll", "dft"] = Field(
+        "nll", description="nll: negative log-likelihood; dft: the same times the probability of the token, held fixed."
+    )
+    learning_rate: float = Field(1e-5, gt=0, description="Peak learning rate.")
+    unknown: Literal["leave-out", "train"] = Field(
+        "leave-out",
+        description="cft: what to do with tokens that annotation did not ask about (--positions, --token-budget).",
+    )
+    epochs: float = Field(3.0, gt=0, description="Passes over the rows; the paper uses 3.")
+    batch_size: int = Field(16, gt=0, description="Rows per optimizer step and device.")
+    micro_batch_size: int | None = Field(
+        None, gt=0, description="Rows per forward pass; smaller ones are accumulated (by default the whole batch)."
+    )
+    packing: int | None = Field(
+        None,
+        gt=0,
+        description="Pack whole rows into sequences of at most this many tokens, which are then the rows of a batch.",
+    )
+    padding_free: bool = Field(False, description="Put the rows of a forward pass one behind the other, unpadded.")
+    low_rank: LoraSettings = LoraSettings()
+    training: TrainingProblemsSettings = TrainingProblemsSettings()
+    trainer: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Any other SFTConfig field as name=value, e.g. weight_decay=0.1; some are refused by name.",
+    )
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _not_a_selector(cls, value: Any) -> Any:
+        if value in SELECT_METHODS:
+            raise ValueError("this is a method of `cruxtune select`, whose output goes to --selection")
+        return value
+
+    @model_validator(mode="after")
+    def _check(self) -> TrainSettings:
+        if self.selection is not None and (self.method or self.annotations):
+            raise ValueError("--selection says what is trained; leave out --method and --annotations")
+        if self.selection is None and self.method is None:
+            raise ValueError("name what is trained: --method and --annotations, or --selection")
+        if self.method == "gold" and (self.problems is None or self.model is None):
+            raise ValueError("method gold trains on worked solutions, so it needs --problems and --model")
+        if self.method in ("cft", "sft") and self.annotations is None:
+            raise ValueError(f"method {self.method} trains on annotated responses, so it needs --annotations")
+        if self.method != "gold" and self.training != TrainingProblemsSettings():
+            raise ValueError(
+                f"method {self.method} trains on annotated responses; --decontaminate and --benchmarks-dir belong to "
+                "the `cruxtune respond` that chose their problems"
+            )
+        if self.micro_batch_size and self.batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"micro_batch_size {self.micro_batch_size} does not divide batch_size {self.batch_size}: "
+                "the steps would not have the batch size that you asked for"
+            )
+        if self.model and self.model.dtype in ("bfloat16", "float16") and not self.low_rank.lora:
+            raise ValueError(
+                f"dtype {self.model.dtype} keeps no exact copy of the weights, so that most updates would round to "
+                "nothing; leave dtype at auto (float32 weights, bfloat16 arithmetic), or train with lora"
+            )
+        for name, reason in REFUSED_TRAINER_FIELDS.items():
+            if name in self.trainer:
+                raise ValueError(f"trainer field {name} is refused: {reason}")
+        return self
+
+
+class EvaluateSettings(Settings):
+    """Stage 5: greedy and sampled responses to held-out problems or to benchmarks, verified."""
+
+    problems: ProblemSource | None = None
+    benchmarks: BenchmarkList = Field(
+        None,
+        validate_default=True,
+        description="Benchmarks to evaluate on instead of --problems, e.g. gsm8k,math500, or paper for the eleven of "
+        "the paper; each gets a directory in --output.",
+    )
+    files: BenchmarkSettings = BenchmarkSettings()
+    model: ModelSettings
+    prompt: PromptSettings = PromptSettings()
+    verifier: VerifierSettings = VerifierSettings()
+    decoding: DecodingSettings = DecodingSettings()
+    engine: EngineSettings = EngineSettings()
+    output: OutputSettings
+    group_size: int = Field(512, gt=0, description="Responses decoded as one continuous batch and saved at once.")
+    samples: int = Field(0, ge=0, description="Sampled responses per problem, besides the greedy one.")
+    temperature: float = Field(1.0, gt=0, description="Temperature of the samples.")
+    top_k: int = Field(0, ge=0, description="Sample among the K most probable tokens only; 0 for all.")
+    top_p: float = Field(1.0, gt=0, le=1, description="Sample within this share of the probability only.")
+
+    @field_validator("benchmarks")
+    @classmethod
+    def _one_of_two(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if "problems" in info.data and (value is None) == (info.data["problems"] is None):
+            raise ValueError("either this or --problems is needed, to say what to evaluate on, and not both")
+        return value
+
+
+class CompareSettings(Settings):
+    """Stage 6: several evaluations of the same problems, side by side."""
+
+    evaluations: dict[str, Path] = Field(description="name=DIR for each evaluation; the first is the baseline.")
+    output: Path = Field(description="Directory for comparison.md and comparison.json.")
+    seed: int = Field(0, ge=0, description="Seed of the bootstrap.")
+    limit: int | None = Field(None, gt=0, description="Use only the first N problems.")
+
+
+class GradeSettings(Settings):
+    """Verdicts on the answers of a file."""
+
+    file: Path = Field(description="JSON Lines (also .gz) of gold and prediction: a bare answer or a whole response.")
+    output: Path | None = Field(None, description="JSON Lines to write, rows with verdicts; by default beside FILE.")
+    kind: Literal["auto", "math", "choice", "exact", "custom"] = Field(
+        "auto",
+        description="How answers are compared where a row does not say; auto is choice for rows whose gold answer is "
+        "one of their choices, else math.",
+    )
+    fields: dict[str, str] = Field(
+        default_factory=dict, description="Column of a field, where it differs: gold=answer."
+    )
+    verifier: VerifierSettings = VerifierSettings()
+    limit: int | None = Field(None, gt=0, description="Grade only the first N rows.")
+    skip_bad: bool = Field(False, description="End well although some rows could not be graded.")
+    overwrite: bool = Field(False, description="Replace --output.")
