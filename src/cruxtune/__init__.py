@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cruxtune.errors import CruxtuneError
+    from cruxtune.exporters.settings import ExportSettings, InspectSettings
     from cruxtune.pipeline import run
     from cruxtune.problems import ProblemSource, load_problems, split_problems
     from cruxtune.recipe import Recipe, read_recipe
@@ -27,12 +28,15 @@ if TYPE_CHECKING:
     from cruxtune.stages.annotate import annotate
     from cruxtune.stages.compare import compare
     from cruxtune.stages.evaluate import evaluate
+    from cruxtune.stages.export import export
+    from cruxtune.stages.inspect import inspect
     from cruxtune.stages.respond import respond
     from cruxtune.stages.train import train
     from cruxtune.verifiers import Verifier, verify
 
 _HOMES = {
     "cruxtune.errors": ("CruxtuneError",),
+    "cruxtune.exporters.settings": ("ExportSettings", "InspectSettings"),
     "cruxtune.pipeline": ("run",),
     "cruxtune.problems": ("ProblemSource", "load_problems", "split_problems"),
     "cruxtune.recipe": ("Recipe", "read_recipe"),
@@ -48,6 +52,8 @@ _HOMES = {
     "cruxtune.stages.annotate": ("annotate",),
     "cruxtune.stages.compare": ("compare",),
     "cruxtune.stages.evaluate": ("evaluate",),
+    "cruxtune.stages.export": ("export",),
+    "cruxtune.stages.inspect": ("inspect",),
     "cruxtune.stages.respond": ("respond",),
     "cruxtune.stages.train": ("train",),
     "cruxtune.verifiers": ("Verifier", "verify"),
@@ -61,6 +67,8 @@ __all__ = [
     "CruxtuneError",
     "EvaluateSettings",
     "Evaluation",
+    "ExportSettings",
+    "InspectSettings",
     "Problem",
     "ProblemSource",
     "Recipe",
@@ -74,6 +82,8 @@ __all__ = [
     "build",
     "compare",
     "evaluate",
+    "export",
+    "inspect",
     "load_problems",
     "read_recipe",
     "respond",

@@ -18,7 +18,9 @@ from pydantic import BaseModel
 from rich.logging import RichHandler
 from rich.table import Table
 
+from cruxtune import printing
 from cruxtune.errors import CruxtuneError
+from cruxtune.exporters.settings import ExportSettings, InspectSettings
 from cruxtune.options import DRY_RUN, merged, nested_values, with_options
 from cruxtune.progress import duration, stderr
 from cruxtune.recipe import plan, read_recipe, split_file
@@ -129,10 +131,6 @@ def _table(title: str, rows: Mapping[str, str]) -> None:
     stderr.print(table)
 
 
-def _share(part: float, whole: float) -> str:
-    return f"{part:,.0f} of {whole:,.0f} ({100 * part / whole:.1f} %)" if whole else "0"
-
-
 def _cost(manifest: Mapping[str, Any]) -> dict[str, str]:
     done = manifest["accounting"]
     fallback, accepted = manifest["shares"]["fallback_share"], manifest["shares"]["drafts_accepted"]
@@ -147,7 +145,10 @@ def _cost(manifest: Mapping[str, Any]) -> dict[str, str]:
 
 def _show_respond(settings: RespondSettings, manifest: dict[str, Any]) -> None:
     done = manifest["accounting"]
-    rows = {"correct responses": _share(done["correct"], done["responses"]), "truncated": f"{done['truncated']:.0f}"}
+    rows = {
+        "correct responses": printing.share(done["correct"], done["responses"]),
+        "truncated": f"{done['truncated']:.0f}",
+    }
     _table("respond", {**rows, **_cost(manifest)})
     typer.echo(settings.output.output)
 
@@ -156,8 +157,8 @@ def _show_annotate(settings: AnnotateSettings, manifest: dict[str, Any]) -> None
     done = manifest["accounting"]
     rows = {
         "responses": f"{done['responses']:.0f}",
-        "critical tokens": _share(done["critical_tokens"], done["known_tokens"]),
-        "rollouts made": _share(done["rollouts_made"], done["rollouts_wanted"])
+        "critical tokens": printing.share(done["critical_tokens"], done["known_tokens"]),
+        "rollouts made": printing.share(done["rollouts_made"], done["rollouts_wanted"])
         + f", {done['rollouts_skipped']:,.0f} not needed",
         "ended in a loop / at the limit": f"{done['rollouts_looped']:.0f} / {done['rollouts_truncated']:.0f}",
     }
@@ -169,7 +170,7 @@ def _show_train(settings: TrainSettings, manifest: dict[str, Any]) -> None:
     facts, done = manifest["facts"], manifest["accounting"]
     rows = {
         "rows": f"{facts['rows']} ({facts['rows_dropped']} too long and left out)",
-        "trained tokens an epoch": _share(facts["tokens_per_epoch"], facts["response_tokens_per_epoch"]),
+        "trained tokens an epoch": printing.share(facts["tokens_per_epoch"], facts["response_tokens_per_epoch"]),
         "loss": f"{manifest['loss']['first']:.4f} → {manifest['loss']['last']:.4f} in {done['steps']} steps",
         "time": duration(done["seconds"]),
     }
@@ -181,10 +182,10 @@ def _show_evaluate(settings: EvaluateSettings, manifest: dict[str, Any]) -> None
     done = manifest["accounting"]
     rows = {
         "problems": f"{done['problems']:.0f}",
-        "greedy responses correct": _share(done["correct_greedy"], done["problems"]),
+        "greedy responses correct": printing.share(done["correct_greedy"], done["problems"]),
     }
     if settings.samples:
-        rows["samples correct"] = _share(done["correct_samples"], done["responses"] - done["problems"])
+        rows["samples correct"] = printing.share(done["correct_samples"], done["responses"] - done["problems"])
     _table("evaluate", {**rows, **_cost(manifest)})
     typer.echo(settings.output.output)
 
@@ -192,6 +193,22 @@ def _show_evaluate(settings: EvaluateSettings, manifest: dict[str, Any]) -> None
 def _show_compare(settings: CompareSettings, _: dict[str, Any]) -> None:
     typer.echo((settings.output / "comparison.md").read_text())
     typer.echo(settings.output)
+
+
+def _show_export(settings: ExportSettings, manifest: dict[str, Any]) -> None:
+    _table(f"export to {settings.to}", printing.exported(manifest))
+    stderr.print(manifest["advice"]["settings"], markup=False, soft_wrap=True)
+    typer.echo(settings.output)
+
+
+def _inspect(given: dict[str, Any], dry_run: bool) -> None:
+    settings = build(InspectSettings, given)
+    if dry_run:
+        _print_plan([("inspect", settings)])
+        return
+    from cruxtune.stages.inspect import inspect
+
+    printing.inspected(inspect(settings))
 
 
 def _respond() -> Callable[[RespondSettings], dict[str, Any]]:
@@ -218,7 +235,7 @@ def _estimate(given: dict[str, Any], dry_run: bool) -> None:
         "estimate",
         {
             "responses, positions": f"{found.responses:,}, {found.positions:,}",
-            "rollouts": _share(found.rollouts, found.rollouts_wanted),
+            "rollouts": printing.share(found.rollouts, found.rollouts_wanted),
             "tokens": f"{found.tokens:,} ({found.tokens_low:,} to {found.tokens_high:,})",
             "speed": f"{found.tokens_per_second:,.0f} tokens/s",
             "time": f"{duration(found.seconds)} ({duration(found.seconds_low)} to {duration(found.seconds_high)})",
@@ -244,6 +261,12 @@ def _compare() -> Callable[[CompareSettings], dict[str, Any]]:
     from cruxtune.stages.compare import compare
 
     return compare
+
+
+def _export() -> Callable[[ExportSettings], dict[str, Any]]:
+    from cruxtune.stages.export import export
+
+    return export
 
 
 _stage(
@@ -283,6 +306,21 @@ _stage(
     "Example:\n\n"
     "    cruxtune train --method cft --annotations runs/first/annotations --learning-rate 1e-5 --output runs/first/cft",
 )
+_stage(
+    "export",
+    ExportSettings,
+    _export,
+    _show_export,
+    "Write the critical tokens for another trainer (or preference pairs for DPO), and print the settings it needs.\n\n"
+    "Example:\n\n"
+    "    cruxtune export --to axolotl --annotations runs/first/annotations --output runs/first/axolotl",
+)
+app.command(
+    "inspect",
+    help="Print rows as text with the tokens that carry loss marked, before and after the trainer's collator.\n\n"
+    "Example:\n\n"
+    "    cruxtune inspect --annotations runs/first/annotations --limit 2",
+)(with_options(InspectSettings, _inspect))
 _stage(
     "evaluate",
     EvaluateSettings,
@@ -378,7 +416,7 @@ def _run(path: Path, overrides: Mapping[str, Any], limit: int | None, overwrite:
         {
             "annotated responses": str(summary["annotated_responses"]),
             "critical tokens": f"{100 * summary['critical_share']:.1f} %",
-            "rollouts made": _share(made, total),
+            "rollouts made": printing.share(made, total),
             "time": duration(summary["seconds"]),
             "peak memory": f"{summary['peak_memory_gib']:.1f} GiB",
         },
