@@ -112,14 +112,12 @@ def test_tinker_rows_are_tokens_and_weights(tmp_path: Path) -> None:
     assert first_line(tmp_path) == {"tokens": [5, 6, 7, 8, 9], "weights": [0, 0, 0, 0.5, 1]}
 
 
-def test_swift_messages_change_where_weights_do(tmp_path: Path) -> None:
-    """Token ids as content; a message is trained as a whole or not at all."""
+def test_swift_rows_are_one_message_of_ids(tmp_path: Path) -> None:
+    """Token ids as content, with a scale for each."""
     write_rows("ms-swift", tmp_path, [HALF])
     assert first_line(tmp_path) == {
         "messages": [
-            {"role": "assistant", "content": [5, 6, 7], "loss": False, "loss_scale": 0},
-            {"role": "assistant", "content": [8], "loss": True, "loss_scale": 0.5},
-            {"role": "assistant", "content": [9], "loss": True, "loss_scale": 1},
+            {"role": "assistant", "content": {"token_ids": [5, 6, 7, 8, 9], "loss_scale": [0, 0, 0, 0.5, 1]}},
         ]
     }
 

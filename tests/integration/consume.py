@@ -2,7 +2,7 @@
 
     python consume.py NAME DIRECTORY MODEL OUTPUT
 
-writes one JSON list of [input ids, weight of each] per row to OUTPUT. It imports nothing of ours but what the export ships.
+writes one JSON list of [input ids, weight of each] per row to OUTPUT. It imports nothing of ours but what is exported.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ def swift(directory: Path, model: str) -> Found:
 
     binary = not any(0 < weight < 1 for row in (directory / "train.jsonl").open() for weight in scales(row))
     rows, _ = load_dataset("cruxtune", split_dataset_ratio=0.0)
-    processor = get_processor(model, model_type=os.environ.get("SWIFT_MODEL_TYPE", "llama3"))
+    processor = get_processor(model, model_type="llama")
     template = get_template(
         processor, template_type="cruxtune", loss_scale="default", is_binary_loss_scale=binary, max_length=512
     )
@@ -180,8 +180,9 @@ def swift(directory: Path, model: str) -> Found:
 
 
 def scales(row: str) -> list[float]:
-    """The weights of a row's messages."""
-    return [message["loss_scale"] for message in json.loads(row)["messages"]]
+    """The weights of a row."""
+    found: list[float] = json.loads(row)["messages"][0]["content"]["loss_scale"]
+    return found
 
 
 CONSUMERS = {

@@ -5,16 +5,13 @@ Each has its own convention, and none of them leaves this module:
     torchtune   `mask` True where there is NO loss; torchtune makes the labels
     verl        `loss_mask[i]` is the weight of predicting token i; verl shifts it
     Tinker      `weights[i]` likewise; tinker-cookbook shifts them
-    ms-swift    messages of token ids; `loss` and `loss_scale` hold for a whole message, so that a row is cut where
-                its weight changes
+    ms-swift    the content of a message: `token_ids`, and a `loss_scale` for each
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
@@ -63,21 +60,17 @@ def read_tinker(directory: Path) -> Iterator[WeightedRow]:
 
 
 def write_swift(directory: Path, rows: Iterable[WeightedRow]) -> None:
-    """Write train.jsonl with `messages`, and the plugin that registers it and a template that adds nothing."""
-    write_jsonl(directory, ({"messages": _messages(row)} for row in rows))
+    """Write train.jsonl with `messages`, and the plugin that registers it and a template that adds nothing.
+
+    A row is one message of the assistant: those that follow each other would be joined, with the loss of the first.
+    """
+    contents = ({"token_ids": row.input_ids, "loss_scale": row.weights} for row in rows)
+    write_jsonl(directory, ({"messages": [{"role": "assistant", "content": content}]} for content in contents))
     ship(directory, "cruxtune_swift.py")
 
 
 def read_swift(directory: Path) -> Iterator[WeightedRow]:
     """Yield what `write_swift` wrote."""
     for row in read_jsonl(directory):
-        pieces = [(message["content"], message["loss_scale"]) for message in row["messages"]]
-        ids = [token for content, _ in pieces for token in content]
-        yield WeightedRow(ids, [scale for content, scale in pieces for _ in content])
-
-
-def _messages(row: WeightedRow) -> list[dict[str, Any]]:
-    """Return a message per run of equal weights; ms-swift joins messages of the assistant that follow each other."""
-    pairs = zip(row.input_ids, row.weights, strict=True)
-    runs = ((weight, [token for token, _ in run]) for weight, run in groupby(pairs, key=lambda pair: pair[1]))
-    return [{"role": "assistant", "content": ids, "loss": weight > 0, "loss_scale": weight} for weight, ids in runs]
+        (message,) = row["messages"]
+        yield WeightedRow(message["content"]["token_ids"], message["content"]["loss_scale"])
