@@ -11,10 +11,10 @@ BIN := .venv/bin
 export PYTHONUTF8 := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check test demo bench clean
+.PHONY: help setup check test test-integration demo bench clean
 
 help:  ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-7s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-16s %s\n", $$1, $$2 }' Makefile
 
 setup:  ## Make .venv with everything pinned in constraints.txt; nothing to do where it is there
 	@scripts/setup
@@ -29,6 +29,10 @@ check: setup  ## Style, types, import direction, and that importing the package 
 test: check  ## The checks, then all tests
 	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)/pytest $(PYTEST_ARGS)
 
+test-integration: setup  ## Exports through the other trainers' own code, in .consumers (about 1 GB, made once)
+	@scripts/consumers
+	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)/pytest -m integration $(PYTEST_ARGS)
+
 demo: setup  ## The whole loop on a small model, without a GPU; its report lands in demo/
 	$(BIN)/cruxtune demo $(DEMO_ARGS)
 
@@ -37,5 +41,5 @@ bench: setup  ## The benchmarks in their quick form; what they measure lands in 
 	$(BIN)/python benchmarks/respond.py --quick --json benchmarks/results/respond.json
 
 clean:  ## Remove .venv and the caches; runs/ and demo/ stay
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
+	rm -rf .venv .consumers .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

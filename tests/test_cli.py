@@ -99,6 +99,19 @@ RESPOND = "respond --model /nowhere --output out --problems"
             None,
             ["--decontaminate", "cruxtune respond"],
         ),
+        ("export --to trl --annotations nowhere --output out", None, ["--annotations nowhere does not exist"]),
+        (
+            "export --to megatron --annotations a --output out",
+            None,
+            ["--to: Input should be 'trl', 'axolotl'", "(got 'megatron')"],
+        ),
+        (
+            "export --to verl --assistant-masks --annotations a --output out",
+            None,
+            ["assistant_masks is a column of TRL's; leave it out with --to verl"],
+        ),
+        ("inspect", None, ["rows come from --annotations or from --exported; give one of them"]),
+        ("inspect --exported nowhere", None, ["--exported nowhere does not exist", "cruxtune export"]),
         ("run nope.yaml", None, ["the recipe nope.yaml does not exist"]),
         ("run", None, ["Missing", "recipe"]),
         ("answer", None, ["No such command 'answer'"]),
@@ -136,7 +149,7 @@ def test_without_a_command_help_is_shown_and_nothing_else(tmp_path: Path) -> Non
 # What is asked for
 
 
-@pytest.mark.parametrize("name", [*STAGES, "grade", "run", "demo"])
+@pytest.mark.parametrize("name", [*STAGES, "export", "inspect", "grade", "run", "demo"])
 def test_help_has_an_example_that_works(tmp_path: Path, name: str) -> None:
     """--help of every command shows a command line of it; that line, with --dry-run, runs and writes nothing."""
     shown = cruxtune(name, "--help", cwd=tmp_path)
@@ -244,6 +257,8 @@ def test_dry_run_of_every_command_loads_neither_torch_nor_transformers(tmp_path:
         "train --method sft --annotations a --output out --dry-run",
         "evaluate --model m --problems gym:chain_sum --output out --dry-run",
         "evaluate --model m --benchmarks paper --output out --dry-run",
+        "export --to dpo --annotations a --output out --dry-run",
+        "inspect --annotations a --dry-run",
         "compare --evaluation a=x --output out --dry-run",
         "contamination --problems p.jsonl --dry-run",
         "benchmarks",

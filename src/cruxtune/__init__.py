@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cruxtune.errors import CruxtuneError
+    from cruxtune.exporters.settings import ExportSettings, InspectSettings
     from cruxtune.pipeline import run
     from cruxtune.problems import ProblemSource, load_problems, split_problems
     from cruxtune.recipe import Recipe, read_recipe
@@ -29,7 +30,9 @@ if TYPE_CHECKING:
     from cruxtune.stages.annotate import annotate
     from cruxtune.stages.compare import compare
     from cruxtune.stages.evaluate import evaluate
+    from cruxtune.stages.export import export
     from cruxtune.stages.grade import grade
+    from cruxtune.stages.inspect import inspect
     from cruxtune.stages.respond import respond
     from cruxtune.stages.select import select
     from cruxtune.stages.train import train
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "cruxtune.errors": ("CruxtuneError",),
+    "cruxtune.exporters.settings": ("ExportSettings", "InspectSettings"),
     "cruxtune.pipeline": ("run",),
     "cruxtune.problems": ("ProblemSource", "load_problems", "split_problems"),
     "cruxtune.recipe": ("Recipe", "read_recipe"),
@@ -55,7 +59,9 @@ _HOMES = {
     "cruxtune.stages.annotate": ("annotate",),
     "cruxtune.stages.compare": ("compare",),
     "cruxtune.stages.evaluate": ("evaluate",),
+    "cruxtune.stages.export": ("export",),
     "cruxtune.stages.grade": ("grade",),
+    "cruxtune.stages.inspect": ("inspect",),
     "cruxtune.stages.respond": ("respond",),
     "cruxtune.stages.select": ("select",),
     "cruxtune.stages.train": ("train",),
@@ -71,7 +77,9 @@ __all__ = [
     "CruxtuneError",
     "EvaluateSettings",
     "Evaluation",
+    "ExportSettings",
     "GradeSettings",
+    "InspectSettings",
     "Problem",
     "ProblemSource",
     "Recipe",
@@ -88,7 +96,9 @@ __all__ = [
     "compare",
     "evaluate",
     "evaluate_benchmarks",
+    "export",
     "grade",
+    "inspect",
     "load_problems",
     "read_recipe",
     "respond",

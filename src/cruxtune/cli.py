@@ -19,6 +19,7 @@ from cruxtune import printing
 from cruxtune.benchmarks import BenchmarkSettings
 from cruxtune.contamination import ContaminationSettings
 from cruxtune.errors import CruxtuneError, DataError
+from cruxtune.exporters.settings import ExportSettings, InspectSettings
 from cruxtune.options import DRY_RUN, merged, nested_values, with_options
 from cruxtune.progress import stderr
 from cruxtune.recipe import plan, read_recipe, split_file
@@ -146,6 +147,16 @@ def _estimate(given: dict[str, Any], dry_run: bool) -> None:
     printing.show_estimate(found)
 
 
+def _inspect(given: dict[str, Any], dry_run: bool) -> None:
+    settings = build(InspectSettings, given)
+    if dry_run:
+        _print_plan([("inspect", settings)])
+        return
+    from cruxtune.stages.inspect import inspect
+
+    printing.show_inspect(inspect(settings))
+
+
 def _select() -> Callable[[SelectSettings], dict[str, Any]]:
     from cruxtune.stages.select import select
 
@@ -181,6 +192,12 @@ def _compare() -> Callable[[CompareSettings], dict[str, Any]]:
     from cruxtune.stages.compare import compare
 
     return compare
+
+
+def _export() -> Callable[[ExportSettings], dict[str, Any]]:
+    from cruxtune.stages.export import export
+
+    return export
 
 
 _stage(
@@ -229,6 +246,21 @@ _stage(
     "Example:\n\n"
     "    cruxtune train --method cft --annotations runs/first/annotations --learning-rate 1e-5 --output runs/first/cft",
 )
+_stage(
+    "export",
+    ExportSettings,
+    _export,
+    printing.show_export,
+    "Write the critical tokens for another trainer (or preference pairs for DPO), and print the settings it needs.\n\n"
+    "Example:\n\n"
+    "    cruxtune export --to axolotl --annotations runs/first/annotations --output runs/first/axolotl",
+)
+app.command(
+    "inspect",
+    help="Print rows as text with the tokens that carry loss marked, before and after the trainer's collator.\n\n"
+    "Example:\n\n"
+    "    cruxtune inspect --annotations runs/first/annotations --limit 2",
+)(with_options(InspectSettings, _inspect))
 _stage(
     "evaluate",
     EvaluateSettings,

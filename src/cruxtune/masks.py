@@ -30,6 +30,11 @@ class TrainingRow:
         """How many tokens carry loss."""
         return sum(weight > 0 for weight in self.weights)
 
+    @property
+    def fraction(self) -> float | None:
+        """A weight that is neither 0 nor 1; None where there is none."""
+        return next((weight for weight in self.weights if weight not in (0.0, 1.0)), None)
+
 
 def training_row(prompt_ids: Sequence[int], response_ids: Sequence[int], weights: Sequence[float]) -> TrainingRow:
     """Return the row that trains on the response tokens by their weights, with everything else as context.

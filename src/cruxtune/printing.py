@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import typer
 from pydantic import BaseModel
+from rich.console import Console
 from rich.table import Table
 
 from cruxtune.accounting import cut_off
+from cruxtune.exporters.settings import ExportSettings
 from cruxtune.progress import duration, stderr
+from cruxtune.report.terminal import bracketed, marked
 from cruxtune.stage_settings import (
     AnnotateSettings,
     CompareSettings,
@@ -24,6 +27,7 @@ from cruxtune.stage_settings import (
 
 if TYPE_CHECKING:
     from cruxtune.stages.estimate import Estimate
+    from cruxtune.stages.inspect import Piece, Shown
 
 
 def table(title: str, rows: Mapping[str, str]) -> None:
@@ -133,6 +137,30 @@ def show_compare(settings: CompareSettings, _: dict[str, Any]) -> None:
     typer.echo(settings.output)
 
 
+def show_export(settings: ExportSettings, manifest: dict[str, Any]) -> None:
+    """Print what was written, and the settings that its consumer needs."""
+    done = manifest["accounting"]
+    rows = {"rows": f"{done['rows']:,}, the longest of {done['longest_row']:,} tokens"}
+    if settings.to == "dpo":
+        reasons = f"{done['cut_off']:,} whose rollouts were cut off, {done['other_ids']:,} whose text has other ids"
+        rows["positions left out"] = reasons
+    else:
+        rows["tokens with loss"] = share(done["tokens_trained"], done["tokens"])
+    table(f"export to {settings.to}", rows)
+    stderr.print(manifest["advice"]["settings"], markup=False, soft_wrap=True)
+    typer.echo(settings.output)
+
+
+def show_inspect(rows: Iterable[Shown]) -> None:
+    """Print rows before and after the collator on stdout: marked on a terminal, in brackets elsewhere."""
+    for number, row in enumerate(rows):
+        for when, pieces, padding in (("before", row.before, 0), ("after", row.after, row.padding)):
+            trained = sum(weight > 0 for _, weight in pieces)
+            padded = f", {padding} of padding" if padding else ""
+            typer.echo(f"# row {number} {when} the collator: {len(pieces)} tokens{padded}, {trained} with loss")
+            _show_pieces(pieces)
+
+
 def show_grade(done: Mapping[str, Any]) -> None:
     """Print how many answers of a file are right, by what decided."""
     rows = {"correct": share(done["correct"], done["rows"] - done["bad"])}
@@ -162,6 +190,15 @@ def show_run(summary: Mapping[str, Any]) -> None:
 
 def nothing_more(_: BaseModel, __: dict[str, Any]) -> None:
     """Print nothing: the command has printed what there is."""
+
+
+def _show_pieces(pieces: list[Piece]) -> None:
+    texts, weights = [piece for piece, _ in pieces], [weight for _, weight in pieces]
+    console = Console(highlight=False)
+    if console.is_terminal:
+        console.print(marked(texts, weights), soft_wrap=True)
+    else:
+        typer.echo(bracketed(texts, weights))
 
 
 def _cost(manifest: Mapping[str, Any]) -> dict[str, str]:

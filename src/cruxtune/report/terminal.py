@@ -1,4 +1,4 @@
-"""An annotated response in the terminal."""
+"""Tokens in the terminal, those that count marked."""
 
 from __future__ import annotations
 
@@ -22,12 +22,28 @@ def mark(annotation: Annotation, pieces: Callable[[Sequence[int]], list[str]]) -
         annotation: The response and which of its tokens are critical.
         pieces: Gives one string per token id.
     """
+    return marked(pieces(annotation.response.response_ids), annotation.critical)
+
+
+def marked(pieces: Sequence[str], marks: Sequence[bool | float | None]) -> Text:
+    """Return pieces of text as one, those with a mark in the style of critical tokens."""
     text = Text()
-    response_ids = annotation.response.response_ids
-    for piece, critical in zip(pieces(response_ids), annotation.critical, strict=True):
-        shown = printable(piece)
-        if critical:
-            text.append(shown.replace("\n", "↵\n") or "∅", style=CRITICAL_STYLE)
-        else:
-            text.append(shown)
+    for piece, mark in zip(pieces, marks, strict=True):
+        text.append(_visible(piece) if mark else printable(piece), style=CRITICAL_STYLE if mark else None)
     return text
+
+
+def bracketed(pieces: Sequence[str], weights: Sequence[float]) -> str:
+    r"""Return pieces of text as one, those with a weight in brackets, and the weight unless it is 1.
+
+    >>> bracketed(["4", " +", " 4", "\n"], [0.0, 0.5, 0.0, 1.0])
+    '4[ +|0.5] 4[↵\n]'
+    """
+    return "".join(
+        f"[{_visible(piece)}{'' if weight == 1 else f'|{weight:g}'}]" if weight else printable(piece)
+        for piece, weight in zip(pieces, weights, strict=True)
+    )
+
+
+def _visible(piece: str) -> str:
+    return printable(piece).replace("\n", "↵\n") or "∅"

@@ -60,7 +60,8 @@ def select(settings: SelectSettings) -> dict[str, Any]:
         if writer.complete and not pending:
             return writer.manifest
         weigher = _Weigher(settings, policy, reference, manifest["facts"]["tokenizer"])
-        writer.describe({"tokenizer": manifest["facts"]["tokenizer"], "reference": weigher.reference_facts})
+        kept = {name: manifest["facts"][name] for name in ("tokenizer", "chat_template", "eos_ids")}
+        writer.describe({**kept, "reference": weigher.reference_facts})
         done = len(candidates) - sum(len(groups[group]) for group in pending)
         with bar(f"select {settings.method}", len(candidates), "responses", done) as advance:
             for group in pending:

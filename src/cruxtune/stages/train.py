@@ -12,22 +12,24 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from cruxtune.accounting import peak_memory_gib
 from cruxtune.benchmark_rows import refuse_test_problems
+from cruxtune.chosen import Chosen, Weigh
 from cruxtune.contamination import training_problems
 from cruxtune.errors import ConfigError, DataError
 from cruxtune.masks import TrainingRow, training_row
-from cruxtune.models import context_length, end_of_sequence_ids, fingerprint, load_model
+from cruxtune.models import context_length, end_of_sequence_ids, fingerprint, load_model, load_tokenizer
 from cruxtune.problems import fingerprint as problems_fingerprint
 from cruxtune.prompts import Renderer, tokenizer_hash
-from cruxtune.records import Annotation, Problem
+from cruxtune.records import Problem
 from cruxtune.selectors import critical, every
-from cruxtune.settings import ModelSettings, identity_of, recorded
+from cruxtune.settings import identity_of
 from cruxtune.stage_settings import TrainSettings
-from cruxtune.store import Workspace, finished_manifest, read_rows, write_atomic
+from cruxtune.store import Workspace, write_atomic
 from cruxtune.trainer import build_trainer, prepare_base, run_trainer, save_result, training_model_settings
 
 _log = logging.getLogger("cruxtune")
@@ -48,8 +50,9 @@ def train(settings: TrainSettings) -> dict[str, Any]:
         if workspace.complete:
             return workspace.manifest
         clock = _Clock(workspace)
-        model, tokenizer = load_model(training_model_settings(source.model, settings.low_rank))
-        rows = source.rows(tokenizer)
+        asked = training_model_settings(source.model, settings.low_rank)
+        rows = source.rows(load_tokenizer(asked))  # first: what there is nothing to train on needs no model
+        model, tokenizer = load_model(asked)
         rows, dropped = _within_context(rows, context_length(model.config))
         trained = sum(row.trained for row in rows)
         workspace.describe(
@@ -108,42 +111,26 @@ class _Responses:
     """Rows from annotated responses or a selection of them; the model is the one that annotated, or another named."""
 
     def __init__(self, settings: TrainSettings) -> None:
-        path = settings.selection or settings.annotations
-        assert path is not None
-        self._path, self._settings = path, settings
-        self._stage, self._flag = ("select", "--selection") if settings.selection else ("annotate", "--annotations")
-        self._manifest = finished_manifest(path, self._stage, self._flag)
-        self.method = settings.method or self._manifest["settings"]["method"]
-        self.model = settings.model or recorded(ModelSettings, self._manifest["settings"]["model"], path)
-        self.identity = {self._flag[2:]: self._manifest["fingerprint"]}
+        self._chosen = Chosen(settings.annotations, settings.selection)
+        self._limit = settings.output.limit
+        critical_ones = partial(critical, unknown=float(settings.unknown == "train"))
+        self._weigh: Weigh = every if settings.method == "sft" else critical_ones
+        self.method = settings.method or self._chosen.manifest["settings"]["method"]
+        self.model = settings.model or self._chosen.model
+        self.identity = self._chosen.identity
         self.notes: dict[str, Any] = {}
-        self.response_tokens = 0
+
+    @property
+    def response_tokens(self) -> int:
+        return self._chosen.response_tokens
 
     def rows(self, tokenizer: Any) -> list[TrainingRow]:
-        if tokenizer_hash(tokenizer) != self._manifest["facts"]["tokenizer"]:
+        if tokenizer_hash(tokenizer) != self._chosen.tokenizer_hash:
             raise ConfigError(
-                f"--model {self.model.model} has another tokenizer than the model that made {self._flag} "
-                f"{self._path}, so that its ids mean other text; train a model of the same tokenizer"
+                f"--model {self.model.model} has another tokenizer than the model that made {self._chosen.flag} "
+                f"{self._chosen.path}, so that its ids mean other text; train a model of the same tokenizer"
             )
-        selected = list(read_rows(self._path))[: self._settings.output.limit]
-        if self._stage == "annotate":
-            problems = (Annotation.from_row(row).response.problem for row in selected)
-            refuse_test_problems(problems, f"{self._flag} {self._path}")
-            found, selected = len(selected), [row for row in selected if any(row["critical"])]
-            if not selected:
-                raise DataError(
-                    f"--annotations {self._path}: none of {found} responses has a critical token, so there is "
-                    "nothing to train on; annotate more responses, or harder problems"
-                )
-        self.response_tokens = sum(len(row["response_ids"]) for row in selected)
-        return [training_row(row["prompt_ids"], row["response_ids"], self._weights(row)) for row in selected]
-
-    def _weights(self, row: Mapping[str, Any]) -> list[float]:
-        if self._stage == "select":
-            return list(row["weights"])
-        if self._settings.method == "cft":
-            return critical(row["critical"], unknown=float(self._settings.unknown == "train"))
-        return every(row["critical"])
+        return list(self._chosen.rows(self._limit, self._weigh))
 
 
 class _Gold:
