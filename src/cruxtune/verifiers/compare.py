@@ -86,7 +86,9 @@ def judge(
         if found.answer is None:
             return Verdict(False, *found)
         # Once for each text, and with the whole answers: what a limit cuts off is all that was compared for them.
-        before = functools.cache(functools.partial(before_algebra, problem.answer, found.answer)) if before_algebra else None
+        before = (
+            functools.cache(functools.partial(before_algebra, problem.answer, found.answer)) if before_algebra else None
+        )
         right = answers_equal(
             problem.answer,
             found.answer,
