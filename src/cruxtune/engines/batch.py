@@ -317,8 +317,9 @@ class Batch:
     def _remove(self, slot: int) -> Branch:
         """Take a finished branch out, and close the gap.
 
-        Branches whose own keys are multiplied together pay for the longest of them, so they are kept about in the order
-        of their lengths: the longest of the next `CHUNK` moves into the gap, and so on to the last, where new ones enter.
+        Branches whose own keys are multiplied together pay for the longest of them, so they are kept about in the
+        order of their lengths: the longest of the next `CHUNK` moves into the gap, and so on to the last, where new
+        ones enter.
         """
         branch = self._active[slot]
         for start in range((slot // CHUNK + 1) * CHUNK, len(self._active), CHUNK):
