@@ -41,8 +41,8 @@ class Benchmark(NamedTuple):
     """One benchmark.
 
     `record` makes the fields of a problem from a row of the source. `configs` are the source's, whose rows follow one
-    another. `examples` names the set of few-shot examples for base models (see `cruxtune.shots`). `relative_tolerance` is
-    how far from a gold number an answer may be.
+    another. `examples` names the set of few-shot examples for base models (see `cruxtune.shots`). `relative_tolerance`
+    is how far from a gold number an answer may be.
     """
 
     title: str
