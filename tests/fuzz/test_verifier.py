@@ -22,6 +22,7 @@ from cruxtune.records import Problem, Verdict
 from cruxtune.verifiers import Verifier
 from cruxtune.verifiers.answers import Rules, answers_equal
 from cruxtune.verifiers.compare import judge
+from cruxtune.verifiers.extract import clean
 from cruxtune.verifiers.guard import is_arithmetic, math_verify
 from cruxtune.verifiers.notation import tidy
 
@@ -222,7 +223,8 @@ def checked(verdicts: Sequence[Verdict], texts: Sequence[tuple[str, Problem]]) -
     """Return the verdicts by reason; none may be of a crash, or right."""
     for verdict, (text, problem) in zip(verdicts, texts, strict=True):
         assert verdict.reason in REASONS, (verdict.reason, problem.id, text[:300])
-        assert not verdict.correct, (verdict, problem.id, text[:300])
+        # A letter may hit the right option by chance; nothing here is any of the other answers.
+        assert not verdict.correct or problem.id == "choice", (verdict, problem.id, text[:300])
     return Counter(verdict.reason for verdict in verdicts)
 
 
@@ -231,22 +233,29 @@ def test_corpus(verifier: tuple[Verifier, Watch], here: Path) -> None:
     """Every nasty string, bare and as an answer: judged wrong within its limit, however it is written, and not run."""
     assert len(set(CORPUS)) == len(CORPUS) >= 200
     one, watch = verifier
+    tame = [text for text in CORPUS if text not in BOMBS]
+    tries = [
+        [
+            (form.replace("{}", text), problem)
+            for form in ("{}", "The answer is {}")
+            for problem in (*GOLDS[:3], GOLDS[6])
+        ]
+        + [("\\boxed{" + text + "}", problem) for problem in (*GOLDS[:3], GOLDS[6])]
+        for text in tame
+    ]
+    # A bomb costs its worker: one writing of each is enough, two at a time for the two workers.
+    tries += [
+        [("\\boxed{" + text + "}", GOLDS[0]) for text in BOMBS[start : start + 2]] for start in range(0, len(BOMBS), 2)
+    ]
     reasons = Counter[str]()
     worst = ("", 0.0)
-    for text in CORPUS:
-        # Bombs cost a worker each: one writing of them is enough.
-        texts = [
-            form.replace("{}", text) for form in (FORMS[1:2] if text in BOMBS else (FORMS[0], r"\boxed{{}}", FORMS[3]))
-        ]
-        for problem in GOLDS[:2] if text in BOMBS else (GOLDS[0], GOLDS[2], GOLDS[6]):
-            items = [(item.replace("{{}}", "{" + text + "}"), problem) for item in texts]
-            started = time.monotonic()
-            reasons += checked(one.verify_many(items), items)
-            seconds = (time.monotonic() - started) / len(items)
-            worst = max(worst, (text[:60], seconds), key=lambda pair: pair[1])
+    for items in tries:
+        started = time.monotonic()
+        reasons += checked(one.verify_many(items), items)
+        worst = max(worst, (items[0][0][:60], time.monotonic() - started), key=lambda pair: pair[1])
     print(f"{reasons.total():,} inputs: {dict(reasons)}; slowest {worst}; {watch.worst} MiB at most")  # noqa: T201
-    # A worker that was killed is followed by a new one, whose imports take a second or two.
-    assert worst[1] < SECONDS + 15
+    # No more than a limit and the start of a worker, on however slow a machine, for each of a dozen texts at most.
+    assert worst[1] < 60
     assert watch.worst < 1024 * GIB + 64
     assert list(here.iterdir()) == []
 
@@ -314,15 +323,13 @@ def test_only_arithmetic_reaches_the_parser(monkeypatch: pytest.MonkeyPatch, her
 @given(
     gold=TEXTS,
     answer=TEXTS,
-    rules=st.builds(Rules, st.sampled_from(["any", "same"]), st.sampled_from(["either", "value"])),
+    rules=st.builds(Rules, relative_tolerance=st.floats(0, 0.99)),
 )
 def test_forms_never_raise(gold: str, answer: str, rules: Rules) -> None:
     """Taking answers apart raises for no text, and finds every text equal to itself unless nothing is left of it."""
     compare = functools.partial(answers_equal, same=str.__eq__, decimal=lambda _: None)
-    assert compare(gold, answer, rules, {"unit": answer[:8], "tolerance": "0.5"}) in (True, False)
-    tidied = tidy(gold)
-    assert tidy(tidied) == tidy(tidied)
-    if tidied and len(gold) < 400:
+    assert compare(gold, answer, rules, {"unit": answer[:8], "tolerance": gold[:6]}) in (True, False)
+    if tidy(clean(gold)):
         assert compare(gold, gold, rules, {})
 
 
