@@ -39,6 +39,7 @@ demo: setup  ## The whole loop on a small model, without a GPU; its report lands
 bench: setup  ## The benchmarks in their quick form; what they measure lands in benchmarks/results/
 	$(BIN)/python benchmarks/annotate.py --quick --json benchmarks/results/annotate.json $(BENCH_ARGS)
 	$(BIN)/python benchmarks/respond.py --quick --json benchmarks/results/respond.json
+	$(BIN)/python benchmarks/verify.py --quick --json benchmarks/results/verify.json
 
 clean:  ## Remove .venv and the caches; runs/ and demo/ stay
 	rm -rf .venv .consumers .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist

@@ -116,6 +116,15 @@ def test_local_files_are_read_as_they_are(tmp_path: Path, suffix: str) -> None:
     assert count_rows("gsm8k", "train", tmp_path) is None
 
 
+def test_a_benchmark_of_rounded_golds_allows_as_much(tmp_path: Path) -> None:
+    """Minerva-Math's problems have the tolerance with them, wherever they are from; a row's own one wins."""
+    row = {"question": "q", "answer": "4.7"}
+    write(tmp_path / "minerva_math" / "test.jsonl", row, {**row, "relative_tolerance": 0.05})
+    write(tmp_path / "math500" / "test.jsonl", row)
+    assert [p.metadata["relative_tolerance"] for p in load("minerva_math", "test", tmp_path)] == [0.01, 0.05]
+    assert "relative_tolerance" not in load("math500", "test", tmp_path)[0].metadata
+
+
 def test_options_of_a_table_question_are_shown_once(tmp_path: Path) -> None:
     """The prompt shows them by letter, so that the question does not."""
     row = {"question": "Table: t\na | 1\n\nQuestion: Which?\nOptions: hens; owls", "answer": "hens"}

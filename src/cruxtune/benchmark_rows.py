@@ -38,11 +38,14 @@ def benchmark_rows(name: str, split: str, directory: Path | None) -> Rows:
     _check_split(name, split, directory)
     # Wherever they are from, the same problems are the same: ids and origin do not name the place.
     origin = f"{BENCHMARK}{name}/{split}"
+    tolerance = BENCHMARKS[name].relative_tolerance
+    common = {} if tolerance is None else {"relative_tolerance": tolerance}
     if directory is None:
-        return Rows(origin, (), _source_rows(name, split))
+        return Rows(origin, (), ((where, {**common, **row}) for where, row in _source_rows(name, split)))
     _, columns, rows = file_rows(str(_file(name, split, directory)), ())
     numbered = (
-        (where, {"id": f"{name}/{split}/{index}", **_without_options(row)}) for index, (where, row) in enumerate(rows)
+        (where, {"id": f"{name}/{split}/{index}", **common, **_without_options(row)})
+        for index, (where, row) in enumerate(rows)
     )
     return Rows(origin, columns, numbered)
 

@@ -98,7 +98,7 @@ def test_symbolic_bomb() -> None:
 def test_what_exceeded_a_limit_is_remembered() -> None:
     """Another text with the same answer has the same verdict at once: it costs neither a time limit nor a worker."""
     with Verifier(timeout=0.5, workers=2) as verifier:
-        texts = [r"So \boxed{9^{9^{9^{9}}}}", "x = 1 + 2", "#### 9^{9^{9^{9}}}", r"\boxed{9^{9^{9^{9}}}}"]
+        texts = [r"So \boxed{9^{9^{9^{9}}}}", "It makes 1 + 2", "#### 9^{9^{9^{9}}}", r"\boxed{9^{9^{9^{9}}}}"]
         reasons = [verifier.verify(text, math(3)).reason for text in texts[:2]]
         before = [worker.process.pid for worker in verifier._workers]
         reasons += [verifier.verify(text, math(3)).reason for text in texts[2:]]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 from typing import Any, Literal, NamedTuple
 
@@ -309,14 +310,23 @@ def _plain_equal(gold: str, answer: str, terms: Terms) -> bool:
 
 def _near(gold: str, answer: str, terms: Terms) -> bool:
     """Whether two numbers differ by no more than the problem or the user allows."""
-    absolute = number(str(terms.metadata.get("tolerance") or "0").replace("e-", r"\times 10^-")) or Fraction(0)
-    relative = Fraction(str(terms.rules.relative_tolerance or terms.metadata.get("relative_tolerance") or 0))
+    absolute = _allowed(terms.metadata.get("tolerance"))
+    relative = _allowed(terms.rules.relative_tolerance or terms.metadata.get("relative_tolerance"))
     if not absolute and not relative:
         return False
     one, other = number(gold), number(answer)
     one = terms.decimal(gold) if one is None else one
     other = terms.decimal(answer) if other is None else other
     return one is not None and other is not None and abs(one - other) <= max(absolute, relative * abs(one))
+
+
+def _allowed(tolerance: Any) -> Fraction:
+    """Return a tolerance as rows have it, a number or a text such as 1e-1; what is none allows nothing."""
+    try:
+        value = Decimal(str(tolerance))
+    except InvalidOperation:
+        return number(str(tolerance)) or Fraction(0)
+    return Fraction(value) if value.is_finite() and abs(value.adjusted()) < 400 else Fraction(0)
 
 
 def _clocks_equal(gold: str, answer: str) -> bool | None:
