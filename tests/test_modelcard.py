@@ -84,10 +84,8 @@ def test_the_card_of_an_adapter_loads_it_with_peft(tmp_path: Path, own_base: boo
     assert card.data.library_name == "peft"
     assert "rank 8, alpha 32" in card.text
     assert "Validation chose" not in card.text
-    shown = (
-        'PeftModel.from_pretrained(base, "me/mine")' if own_base else 'AutoPeftModelForCausalLM.from_pretrained("me/'
-    )
-    assert shown in card.text
+    own, other = 'PeftModel.from_pretrained(base, "me/mine")', 'AutoPeftModelForCausalLM.from_pretrained("me/mine")'
+    assert (own if own_base else other) in card.text
 
 
 def test_the_base_is_followed_through_cold_starts(tmp_path: Path) -> None:

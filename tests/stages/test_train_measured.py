@@ -12,7 +12,14 @@ import pytest
 
 from cruxtune.errors import ConfigError, DataError, StoreError
 from cruxtune.records import Annotation, Problem
-from cruxtune.stage_settings import AnnotateSettings, RespondSettings, SelectSettings, TrainSettings
+from cruxtune.stage_settings import (
+    AnnotateSettings,
+    HubSettings,
+    RespondSettings,
+    SelectSettings,
+    TrainSettings,
+    ValidationSettings,
+)
 from cruxtune.store import read_manifest, read_rows
 
 PROBE = ("eval_loss_critical", "eval_loss_other", "eval_entropy_critical", "eval_entropy_other")
@@ -421,6 +428,18 @@ def test_drawing_needs_the_responses(annotations: Path, tmp_path: Path) -> None:
             trained(annotations, tmp_path / "out", validation=0.1)
     finally:
         away.rename(responses)
+
+
+def test_a_run_from_before_validation_is_still_finished(annotations: Path, tmp_path: Path) -> None:
+    """Settings that are off are no part of what a run is: a finished one without their names is not refused."""
+    before = trained(annotations, tmp_path / "out", epochs=1)
+    new = {*ValidationSettings.model_fields, *HubSettings.model_fields, "verifier", "decoding"}
+    for name in new:
+        before["identity"].pop(name, None)
+    (tmp_path / "out" / "manifest.json").write_text(json.dumps(before))
+    assert trained(annotations, tmp_path / "out", epochs=1) == before
+    with pytest.raises(StoreError, match="was made with"):
+        trained(annotations, tmp_path / "out", epochs=1, validation=0.25)
 
 
 def test_test_problems_choose_no_weights(annotations: Path, tmp_path: Path) -> None:
