@@ -83,7 +83,9 @@ def handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
                     entry = json.loads(line)
                     if entry["key"] == "file":
                         hub.files[entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
-                return self.reply({"success": True, "commitOid": "0" * 40, "commitUrl": f"{hub.url}/tester/mine/commit/0"})
+                return self.reply(
+                    {"success": True, "commitOid": "0" * 40, "commitUrl": f"{hub.url}/tester/mine/commit/0"}
+                )
             return self.reply({"error": "not found"}, 404)
 
     return Handler

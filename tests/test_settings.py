@@ -175,7 +175,7 @@ def test_settings_that_contradict_each_other_are_refused(changes: dict[str, Any]
         {"model": "m", "dtype": "float64"},
         {"method": "gold", "annotations": None, "problems": "p.jsonl", "model": "m"},
         {"trainer": {"weight_decay": 0.1, "lr_scheduler_type": "cosine"}},
-        {"validation": 0.1, "patience": 2, "keep": "last", "evaluate_every": 5, "max_new_tokens": 9},
+        {"validation": "0.1", "patience": 2, "keep": "last", "evaluate_every": 5, "max_new_tokens": 9},
         {"validation": "v.jsonl", "validation_source": {"kind": "exact"}},
         {"probe": 4, "evaluate_every": 5},
     ],

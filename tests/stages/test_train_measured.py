@@ -199,6 +199,19 @@ def test_measuring_changes_no_step(annotations: Path, tmp_path: Path) -> None:
     assert not any(name.startswith("eval_") for entry in log_of(tmp_path / "plain") for name in entry)
 
 
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_mixed_precision_is_measured_as_it_is_trained(annotations: Path, tmp_path: Path, lora: bool) -> None:
+    """Under autocast a model is examined between steps, and goes on training."""
+    model = {"model": str(annotations.parent / "model"), "dtype": "float32"}
+    leaves = {**model, "validation": 0.25, "probe": 3, "evaluate_every": 2, "lora": lora, "trainer": {"bf16": True}}
+    trained(annotations, tmp_path / "out", **leaves)
+    trained(annotations, tmp_path / "plain", **{**leaves, "validation": None, "probe": None, "evaluate_every": None})
+    scored = validations(tmp_path / "out")
+    assert len({entry["eval_loss"] for entry in scored}) == len(scored) > 2
+    first = losses(tmp_path / "plain")[0]
+    assert all(abs(loss) < 100 for loss in (first, *losses(tmp_path / "out")))
+
+
 def count_trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The tokens with loss of every batch that is trained on from now on."""
     from cruxtune.weighted import WeightedTrainer
