@@ -151,6 +151,13 @@ def test_a_missing_value_is_told_by_a_flag_that_exists(kind: type[BaseModel]) ->
         ({"batch_size": 16, "micro_batch_size": 5}, "micro_batch_size 5 does not divide batch_size 16"),
         ({"model": "m", "dtype": "bfloat16"}, "dtype bfloat16 keeps no exact copy of the weights"),
         ({"model": "m", "dtype": "float16"}, "dtype float16 keeps no exact copy of the weights"),
+        ({"validation": "1.5"}, "neither a share between 0 and 1 nor a number"),
+        ({"validation": 0}, "neither a share between 0 and 1 nor a number"),
+        ({"validation": 0.1, "validation_source": {"split": "test"}}, "--validation-source belongs to"),
+        ({"patience": 2}, "--patience and --keep go by the accuracy of --validation"),
+        ({"keep": "last"}, "--patience and --keep go by the accuracy of --validation"),
+        ({"evaluate_every": 5}, "--evaluate-every has nothing to measure"),
+        ({"method": "gold", "annotations": None, "problems": "p", "model": "m", "probe": 4}, "--probe reads annotated"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(changes: dict[str, Any], complaint: str) -> None:
@@ -168,6 +175,9 @@ def test_settings_that_contradict_each_other_are_refused(changes: dict[str, Any]
         {"model": "m", "dtype": "float64"},
         {"method": "gold", "annotations": None, "problems": "p.jsonl", "model": "m"},
         {"trainer": {"weight_decay": 0.1, "lr_scheduler_type": "cosine"}},
+        {"validation": "0.1", "patience": 2, "keep": "last", "evaluate_every": 5, "max_new_tokens": 9},
+        {"validation": "v.jsonl", "validation_source": {"kind": "exact"}},
+        {"probe": 4, "evaluate_every": 5},
     ],
 )
 def test_settings_that_agree_are_taken(changes: dict[str, Any]) -> None:
@@ -477,3 +487,19 @@ def test_overwrite_reaches_every_step(tmp_path: Path) -> None:
     """`run --overwrite` starts every stage again."""
     steps = plan(demo(tmp_path), overwrite=True)
     assert all(flat(step.settings)["overwrite"] for step in steps if step.stage != "compare")
+
+
+@pytest.mark.parametrize("given", [0.25, {"validation": 0.25, "patience": 2}])
+def test_validation_holds_for_every_model_but_the_cold_start(tmp_path: Path, given: Any) -> None:
+    """One section of a recipe reaches each method alike; a cold start validates only where its own keys say so."""
+    train = {"sft": {"method": "sft"}, "cft": {"method": "cft"}, "some": {"method": "entropy", "patience": 3}}
+    changes = {"validation": given, "train": train, "splits": {"coldstart": 4, "heldout": 2}, "coldstart": {}}
+    steps = {step.name: step.settings for step in plan(read_recipe(recipe_file(tmp_path, **changes), {}))}
+    patience = given["patience"] if isinstance(given, dict) else None
+    for name, expected in (("sft", patience), ("cft", patience), ("some", 3)):
+        found = steps[f"train {name}"].validation
+        assert (found.validation, found.patience) == ("0.25", expected)
+    assert steps["coldstart"].validation.validation is None
+    changes |= {"coldstart": {"validation": 2}, "decoding": {"max_new_tokens": 33}}
+    steps = {step.name: step.settings for step in plan(read_recipe(recipe_file(tmp_path, **changes), {}))}
+    assert steps["coldstart"].decoding.max_new_tokens == 33

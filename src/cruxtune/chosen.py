@@ -3,29 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from cruxtune.benchmark_rows import refuse_test_problems
-from cruxtune.errors import ConfigError, DataError
+from cruxtune.errors import ConfigError, DataError, StoreError
 from cruxtune.masks import TrainingRow, training_row
 from cruxtune.models import load_tokenizer
 from cruxtune.prompts import tokenizer_hash
-from cruxtune.records import Annotation
+from cruxtune.records import PROBLEM_SCHEMA, Annotation, Problem
 from cruxtune.selectors import critical
 from cruxtune.settings import ModelSettings, recorded
+from cruxtune.stage_settings import RespondSettings
 from cruxtune.store import finished_manifest, read_rows
 
 Weigh = Callable[[Sequence[bool | None]], list[float]]
 """Makes weights of a critical mask."""
 
 
+@dataclass(frozen=True)
+class Entry:
+    """A training row, the id of its problem, and what is known of its response's tokens (of a solution, nothing)."""
+
+    id: str
+    row: TrainingRow
+    critical: list[bool | None]
+
+    @property
+    def response_length(self) -> int:
+        """How many tokens the response has."""
+        return len(self.critical)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The responses that were annotated: every problem that was asked, in order, and how."""
+
+    problems: list[Problem]
+    settings: RespondSettings
+
+
 class Chosen:
     """A finished directory of annotations, or a selection made of them.
 
-    `model` is the one that annotated, `identity` what the rows depend on, `response_tokens` how many tokens the
-    responses have that `rows` has yielded.
+    `model` is the one that annotated, `identity` what the rows depend on.
 
     Raises:
         StoreError: there is no such directory, or it is unfinished.
@@ -41,10 +64,13 @@ class Chosen:
         self.model: ModelSettings = recorded(ModelSettings, self.manifest["settings"]["model"], path)
         self.identity: dict[str, str] = {self.flag[2:]: self.manifest["fingerprint"]}
         self.tokenizer_hash: str = self.manifest["facts"]["tokenizer"]
-        self.response_tokens = 0
 
     def rows(self, limit: int | None, weigh: Weigh = critical) -> Iterator[TrainingRow]:
-        """Yield the row of each of the first `limit` responses.
+        """Yield the row of each of the first `limit` responses; see `entries`."""
+        return (entry.row for entry in self.entries(limit, weigh))
+
+    def entries(self, limit: int | None, weigh: Weigh = critical) -> Iterator[Entry]:
+        """Yield each of the first `limit` responses.
 
         Annotations without a critical token are left out, so that all methods see the same rows; `weigh` says what the
         others are trained on. A selection has its own weights, all of them 0 where it keeps nothing of a response.
@@ -61,14 +87,34 @@ class Chosen:
                 if not any(row["critical"]):
                     continue
             used += 1
-            self.response_tokens += len(row["response_ids"])
             weights = row["weights"] if self.selected else weigh(row["critical"])
-            yield training_row(row["prompt_ids"], row["response_ids"], weights)
+            training = training_row(row["prompt_ids"], row["response_ids"], weights)
+            yield Entry(row["id"], training, row["critical"])
         if not used:
             raise DataError(
                 f"{self.flag} {self.path}: none of {found} responses has a critical token, so there is nothing to "
                 "train on; annotate more responses, or harder problems"
             )
+
+    def origin(self, what_for: str) -> Origin:
+        """Return the responses that were annotated; `what_for` is the flag that needs them.
+
+        Raises:
+            StoreError: they (or the annotations of a selection) are gone, or were made anew since.
+        """
+        manifest, path = self.manifest, self.path
+        for stage, below in (("select", "annotate"), ("annotate", "respond")):
+            if manifest["stage"] != stage:
+                continue
+            key = {"annotate": "annotations", "respond": "responses"}[below]
+            wanted = manifest["identity"][key]
+            path = Path(manifest["settings"][key])
+            flag = f"{what_for} needs what {self.flag} {self.path} was made from, and"
+            manifest = finished_manifest(path, below, flag)
+            if manifest["fingerprint"] != wanted:
+                raise StoreError(f"{flag} {path} was made anew since then; run the stages after it again")
+        problems = {row["id"]: Problem.from_row(row) for row in read_rows(path, columns=PROBLEM_SCHEMA.names)}
+        return Origin(list(problems.values()), recorded(RespondSettings, manifest["settings"], path))
 
     def tokenizer(self) -> Any:
         """Return the tokenizer of the model that annotated.

@@ -109,7 +109,13 @@ def show_train(settings: TrainSettings, manifest: dict[str, Any]) -> None:
         "loss": f"{manifest['loss']['first']:.4f} → {manifest['loss']['last']:.4f} in {done['steps']} steps",
         "time": duration(done["seconds"]),
     }
+    if found := manifest.get("validation"):
+        accuracy = f"{100 * found['accuracy_at_start']:.1f} % → {100 * found['accuracy']:.1f} % (step {found['step']})"
+        early = ", stopped early" if found["stopped_early"] else ""
+        rows["validation accuracy"] = f"{accuracy} on {facts['validation_problems']} problems{early}"
     table(f"train {facts['method']}", rows)
+    if pushed := manifest.get("pushed"):
+        stderr.print(f"pushed: {pushed['url']}", markup=False, soft_wrap=True)
     typer.echo(settings.output.output)
 
 

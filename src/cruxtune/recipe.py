@@ -87,6 +87,11 @@ class Recipe(Settings):
         description="A model to train for each name: keys of `cruxtune train`, whose `method` may also be one of "
         "`cruxtune select`, with that command's keys."
     )
+    validation: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Keys of `cruxtune train` for every model to train (not the cold start), of which validation may "
+        "stand alone: 0.1.",
+    )
     evaluate: dict[str, Any] = Field(default_factory=dict, description="Keys of `cruxtune evaluate`.")
     expected_seconds: dict[str, float] = Field(
         default_factory=dict, description="Seconds that each step took elsewhere, to tell the time left."
@@ -96,6 +101,11 @@ class Recipe(Settings):
     @classmethod
     def _model_by_name(cls, value: Any) -> Any:
         return {"model": value} if isinstance(value, str) else value
+
+    @field_validator("validation", mode="before")
+    @classmethod
+    def _validation_by_value(cls, value: Any) -> Any:
+        return {"validation": value} if isinstance(value, (int, float, str)) else value
 
     @field_validator("problems", "heldout", mode="before")
     @classmethod
@@ -164,6 +174,8 @@ def plan(recipe: Recipe, *, overwrite: bool = False) -> list[Step]:
     wanted: list[tuple[str, str, BaseModel | None]] = []
     if recipe.coldstart is not None:
         leaves = {**prompt, **model, "problems": str(split_file(root, "coldstart")), **recipe.coldstart}
+        if recipe.coldstart.get("validation") is not None:
+            leaves = {**recipe.verifier.model_dump(), **recipe.decoding.model_dump(), **leaves}
         wanted.append(
             ("coldstart", "train", settings(TrainSettings, "coldstart", {"method": "gold", **leaves}, "models/start"))
         )
@@ -187,7 +199,7 @@ def plan(recipe: Recipe, *, overwrite: bool = False) -> list[Step]:
             section = {key: value for key, value in section.items() if key not in _SELECT_KEYS}
             source = {"selection": root / "selections" / name}
             wanted.append((f"select {name}", "select", settings(SelectSettings, where, leaves, f"selections/{name}")))
-        leaves = {**source, **prompt, **section}
+        leaves = {**source, **prompt, **recipe.validation, **section}
         wanted.append((f"train {name}", "train", settings(TrainSettings, where, leaves, f"models/{name}")))
     names = [START, *recipe.train]
     if len(set(names)) < len(names):

@@ -145,6 +145,72 @@ class LoraSettings(Settings):
     lora_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the adapter's input.")
 
 
+class ValidationSettings(Settings):
+    """What is measured while a model trains, and what follows from it. All of it is off by default."""
+
+    validation: str | None = Field(
+        None,
+        description="Validate on problems that are kept out of training: a share (0.1) or a number (50) of those that "
+        "were responded to, right or wrong; a source, as for --problems; or annotations (or a selection).",
+    )
+    validation_source: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Options of a source in --validation, as config=main or split=validation: those of --problems.",
+    )
+    patience: int | None = Field(
+        None, gt=0, description="Stop after so many validations in a row without a better accuracy."
+    )
+    keep: Literal["best", "last"] = Field(
+        "best", description="With --validation: the weights of the best accuracy (the first of several), or the last."
+    )
+    probe: int | None = Field(
+        None,
+        gt=0,
+        description="Log loss and entropy on critical and on other tokens of so many responses, the same for all "
+        "methods.",
+    )
+    evaluate_every: int | None = Field(
+        None, gt=0, description="Steps between validations (and readings of the probe); by default once an epoch."
+    )
+
+    @field_validator("validation", mode="before")
+    @classmethod
+    def _number_as_text(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+
+    @property
+    def drawn(self) -> float | None:
+        """How many problems are drawn: a share below 1, or a number; None for a source, or without validation."""
+        try:
+            return float(self.validation) if self.validation is not None else None
+        except ValueError:
+            return None
+
+    @model_validator(mode="after")
+    def _check(self) -> ValidationSettings:
+        drawn = self.drawn
+        if drawn is not None and not (0 < drawn < 1 or (drawn >= 1 and drawn.is_integer())):
+            raise ValueError(
+                f"--validation {self.validation} is neither a share between 0 and 1 nor a number of problems"
+            )
+        if self.validation_source and (self.validation is None or drawn is not None):
+            raise ValueError("--validation-source belongs to a --validation that is a source of problems")
+        if self.validation is None and (self.patience or self.keep != "best"):
+            raise ValueError("--patience and --keep go by the accuracy of --validation, which is missing")
+        if self.evaluate_every and self.validation is None and self.probe is None:
+            raise ValueError("--evaluate-every has nothing to measure; add --validation or --probe")
+        return self
+
+
+class HubSettings(Settings):
+    """Where the result is published, if at all."""
+
+    push_to_hub: str | None = Field(
+        None, description="Push the finished model to this repository of the Hub, NAME or OWNER/NAME; private if new."
+    )
+    public: bool = Field(False, description="Make the repository public if --push-to-hub has to create it.")
+
+
 class TrainSettings(Settings):
     """Stage 4: fine-tune on the chosen tokens."""
 
@@ -160,6 +226,12 @@ class TrainSettings(Settings):
         None, description="Model to start from; by default the one that made the annotations (gold needs it)."
     )
     prompt: PromptSettings = PromptSettings()
+    verifier: VerifierSettings | None = Field(
+        None, description="How --validation judges; by default as the annotated responses were judged."
+    )
+    decoding: DecodingSettings | None = Field(
+        None, description="How --validation decodes; by default as the annotated responses were."
+    )
     output: OutputSettings
     loss: Literal["nll", "dft"] = Field(
         "nll", description="nll: negative log-likelihood; dft: the same times the probability of the token, held fixed."
@@ -182,6 +254,8 @@ class TrainSettings(Settings):
     padding_free: bool = Field(False, description="Put the rows of a forward pass one behind the other, unpadded.")
     low_rank: LoraSettings = LoraSettings()
     training: TrainingProblemsSettings = TrainingProblemsSettings()
+    validation: ValidationSettings = ValidationSettings()
+    hub: HubSettings = HubSettings()
     trainer: dict[str, Any] = Field(
         default_factory=dict,
         description="Any other SFTConfig field as name=value, e.g. weight_decay=0.1; some are refused by name.",
@@ -209,6 +283,8 @@ class TrainSettings(Settings):
                 f"method {self.method} trains on annotated responses; --decontaminate and --benchmarks-dir belong to "
                 "the `cruxtune respond` that chose their problems"
             )
+        if self.method == "gold" and self.validation.probe:
+            raise ValueError("--probe reads annotated responses, which method gold has none of")
         if self.micro_batch_size and self.batch_size % self.micro_batch_size:
             raise ValueError(
                 f"micro_batch_size {self.micro_batch_size} does not divide batch_size {self.batch_size}: "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from cruxtune.accounting import cut_off
@@ -29,12 +30,23 @@ def write_summary(
     return summary
 
 
+def _curve(model: Path) -> list[dict[str, float]]:
+    """Return what was measured while a model trained, evaluation by evaluation."""
+    entries = map(json.loads, (model / "training_log.jsonl").read_text().splitlines())
+    return [
+        {name: value for name, value in entry.items() if name == "step" or name.startswith("eval_")}
+        for entry in entries
+        if any(name.startswith("eval_") for name in entry)
+    ]
+
+
 def summarise(
     recipe: Recipe, manifests: Mapping[str, Mapping[str, Any]], seconds: Mapping[str, float], *, command: str
 ) -> dict[str, Any]:
     """Return the numbers of a run, from the manifests and the wall-clock seconds of its steps.
 
-    `tokens_trained` counts tokens with loss over all epochs, since the common start.
+    `tokens_trained` counts tokens with loss over all steps, since the common start. `curves` has what was measured of
+    each model while it trained, if anything was.
     """
     costs = [manifest["accounting"] for manifest in manifests.values() if "accounting" in manifest]
     annotated, compared = manifests["annotate"]["accounting"], manifests["compare"]
@@ -53,6 +65,7 @@ def summarise(
         "models": {
             name: {**scores, "tokens_trained": trained.get(name, 0)} for name, scores in compared["models"].items()
         },
+        "curves": {name: found for name in recipe.train if (found := _curve(recipe.output / "models" / name))},
         **({"cft_minus_sft": differences["cft - sft"]} if "cft - sft" in differences else {}),
         "seconds": round(sum(seconds.values()), 1),
         "seconds_by_stage": dict(seconds),

@@ -19,12 +19,13 @@ from cruxtune.masks import TrainingRow
 from cruxtune.models import computes_in_bfloat16, locate, pick_device, quiet_libraries
 from cruxtune.progress import bar
 from cruxtune.settings import ModelSettings
-from cruxtune.stage_settings import LoraSettings, TrainSettings
+from cruxtune.stage_settings import LoraSettings, TrainSettings, ValidationSettings
 
 STATE = "trainer_state.json"
 SAVE_EVERY = 180.0
 """Seconds of training between checkpoints: the most that a crash costs. A checkpoint is three times the weights."""
 _NEVER = 10**9
+_LOGGED = ("step", "epoch", "loss", "grad_norm", "learning_rate")
 
 
 def training_model_settings(model: ModelSettings, lora: LoraSettings) -> ModelSettings:
@@ -48,6 +49,7 @@ def build_trainer(
             to be packed into less than the longest of them.
     """
     from peft import LoraConfig
+    from transformers.integrations import get_reporting_integration_callbacks
     from trl import SFTConfig
 
     from cruxtune.weighted import WeightedTrainer
@@ -81,12 +83,18 @@ def build_trainer(
         "logging_nan_inf_filter": False,
         "disable_tqdm": True,
         "report_to": "none",
+        "run_name": settings.output.output.name,
         **settings.trainer,
     }
     try:
         config = SFTConfig(**options)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"--trainer: SFTConfig refuses these fields: {error}") from error
+    try:
+        for callback in get_reporting_integration_callbacks(config.report_to):
+            callback()
+    except (ImportError, RuntimeError, ValueError) as error:
+        raise ConfigError(f"--trainer report_to={settings.trainer.get('report_to')}: {error}") from error
     lora = settings.low_rank
     adapter = LoraConfig(
         r=lora.lora_rank,
@@ -134,10 +142,22 @@ def _refuse_virtual_tokens(model: Any, asked: ModelSettings) -> None:
             )
 
 
-def run_trainer(trainer: Any, title: str, *, on_save: Callable[[], None]) -> list[dict[str, Any]]:
-    """Train to the end, from the last usable checkpoint where there is one; return the log (one entry per step).
+def run_trainer(
+    trainer: Any,
+    title: str,
+    *,
+    on_save: Callable[[], None],
+    measured: ValidationSettings | None = None,
+    save: Callable[[Path], None] | None = None,
+) -> list[dict[str, Any]]:
+    """Train to the end, from the last usable checkpoint where there is one; return the log.
 
-    `on_save` is called after every checkpoint.
+    The log has an entry per step, and one per examination where `trainer.examination` is set; `measured` says when
+    those are and what follows from them, `save` writes the weights of the best one into a directory. `on_save` is
+    called after every checkpoint.
+
+    Raises:
+        ConfigError: an examination of a model whose weights are spread over devices.
     """
     from transformers import PrinterCallback
 
@@ -147,23 +167,40 @@ def run_trainer(trainer: Any, title: str, *, on_save: Callable[[], None]) -> lis
     steps = args.max_steps if args.max_steps > 0 else math.ceil(per_epoch * args.num_train_epochs)
     done = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
     trainer.remove_callback(PrinterCallback)
+    if measured is not None and trainer.examination is not None:
+        from cruxtune.examination import examiner
+
+        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+            raise ConfigError(
+                "--validation and --probe read the model on every device by itself, which FSDP and DeepSpeed do not "
+                "allow; leave them out, and compare checkpoints with `cruxtune evaluate`"
+            )
+        every = measured.evaluate_every or per_epoch
+        trainer.add_callback(examiner(trainer, every=every, patience=measured.patience, save=save))
     with bar(title, steps, "steps", done) as advance, quiet_libraries():
-        trainer.add_callback(_watcher(advance, on_save))
+        trainer.add_callback(_watcher(trainer, advance, on_save))
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     return [
-        {name: entry[name] for name in ("step", "epoch", "loss", "grad_norm", "learning_rate") if name in entry}
+        {name: entry[name] for name in (*_LOGGED, *found) if name in entry}
         for entry in trainer.state.log_history
-        if "loss" in entry
+        if (found := sorted(name for name in entry if name.startswith("eval_"))) or "loss" in entry
     ]
 
 
-def _watcher(advance: Callable[[int], None], on_save: Callable[[], None]) -> Any:
+def _watcher(trainer: Any, advance: Callable[[int], None], on_save: Callable[[], None]) -> Any:
     """Return the callback that shows progress, saves by the clock, and stops a run whose loss is no number."""
     from transformers import TrainerCallback
+    from transformers.trainer_callback import ExportableState
 
-    class Watcher(TrainerCallback):
+    class Watcher(TrainerCallback, ExportableState):
         def __init__(self) -> None:
             self._saved = time.monotonic()
+
+        def state(self) -> dict[str, Any]:
+            return {"args": {}, "attributes": {"tokens_trained": trainer.tokens_trained}}
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            trainer.tokens_trained = state.stateful_callbacks["Watcher"]["attributes"]["tokens_trained"]
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             advance(1)
@@ -208,11 +245,12 @@ def save_result(trainer: Any, tokenizer: Any, output: Path) -> None:
     """Save what was trained as a plain checkpoint (or adapter), with the tokenizer as it was before training."""
     model = trainer.model
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    # TRL turns the cache off in the config of the model that it trains.
-    inner.config.use_cache = True
+    # TRL turns the cache off in the config of the model that it trains, which may go on.
+    before, inner.config.use_cache = inner.config.use_cache, True
     with quiet_libraries():
         model.save_pretrained(output)
         tokenizer.save_pretrained(output)
+    inner.config.use_cache = before
 
 
 def prepare_base(model: Any, tokenizer: Any, asked: ModelSettings, output: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 _LABELS = "the labels are ours: which tokens are trained is what --method decides"
 _BATCHES = "methods would no longer see the same rows in the same batches"
+_MEASURED = "use --validation, --probe, --evaluate-every and --keep"
 _OURS = "the model and tokenizer are ours to load"
 
 REFUSED_TRAINER_FIELDS = {
@@ -19,16 +20,23 @@ REFUSED_TRAINER_FIELDS = {
     "dataset_num_proc": "rows are token ids, ready as they are",
     "dataset_text_field": "rows are token ids, ready as they are",
     "eos_token": _OURS,
+    "eval_delay": _MEASURED,
+    "eval_on_start": _MEASURED,
     "eval_packing": _BATCHES,
+    "eval_steps": _MEASURED,
+    "eval_strategy": _MEASURED,
     "gradient_accumulation_steps": "use --batch-size and --micro-batch-size",
+    "greater_is_better": _MEASURED,
     "ignore_data_skip": "a resumed run would see other rows",
     "label_smoothing_factor": "it replaces the loss, and costs a second full set of logits",
     "learning_rate": "use --learning-rate",
     "length_column_name": "rows are grouped by their own length, whatever part of them is trained",
     "liger_kernel_config": "its loss ignores the labels that we give",
+    "load_best_model_at_end": _MEASURED,
     "logging_nan_inf_filter": "it would log a loss that is not a number as 0",
     "loss_type": "use --loss",
     "max_length": "truncation drops critical tokens silently; rows beyond the context are counted and left out",
+    "metric_for_best_model": _MEASURED,
     "model_init_kwargs": _OURS,
     "num_train_epochs": "use --epochs",
     "output_dir": "use --output",
@@ -37,7 +45,7 @@ REFUSED_TRAINER_FIELDS = {
     "pad_token": _OURS,
     "padding_free": "use --padding-free",
     "per_device_train_batch_size": "use --batch-size and --micro-batch-size",
-    "push_to_hub": "push the checkpoint once it is finished",
+    "push_to_hub": "use --push-to-hub",
     "remove_unused_columns": "rows hold ids and labels only",
     "resume_from_checkpoint": "run the same command again: it resumes by itself",
     "save_only_model": "an interrupted run could not resume",

@@ -42,6 +42,10 @@ class WeightedTrainer(SFTTrainer):
     def __init__(self, *args: Any, loss: str = "nll", **options: Any) -> None:
         super().__init__(*args, **options)
         self._loss = loss
+        self.tokens_trained = 0
+        """Tokens with loss in all steps so far, over all devices; a checkpoint's callbacks carry it."""
+        self.examination: Any = None
+        """What `evaluate` asks of the model; see `cruxtune.examination`."""
         # TRL takes no collator of others where it works without padding.
         self.data_collator: Any = WeightCollator(self.data_collator)
 
@@ -83,6 +87,24 @@ class WeightedTrainer(SFTTrainer):
         self._measure(kept, entropies, hits, inputs)
         return (loss, outputs) if return_outputs else loss
 
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Examine the model as it is, log what was found, and return it; the processes share the work."""
+        training, device = self.model.training, self.args.device
+        self.model.eval()
+        try:
+            sums = self.examination.tallies(self.model, slice(self.args.process_index, None, self.args.world_size))
+            if self.args.world_size > 1:
+                values = self.accelerator.reduce(
+                    torch.tensor(list(sums.values()), dtype=torch.float64, device=device), "sum"
+                )
+                sums = dict(zip(sums, values.tolist(), strict=True))
+            metrics: dict[str, float] = self.examination.metrics(sums)
+            self.log(dict(metrics))
+        finally:
+            self.model.train(training)
+        self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
     def _measure(self, kept: torch.Tensor, entropies: torch.Tensor, hits: torch.Tensor, inputs: Any) -> None:
         """Collect what SFTTrainer logs: entropy and accuracy at trained tokens, tokens seen."""
         mode = "train" if self.model.training else "eval"
@@ -99,9 +121,12 @@ class WeightedTrainer(SFTTrainer):
         """Return the sum of weights over the accumulated batches of all devices."""
         if not batch_samples:
             return None
-        total = sum(batch["weights"][:, 1:].sum() for batch in batch_samples).to(device)
+        weights = [batch["weights"][:, 1:] for batch in batch_samples]
+        total = sum(part.sum() for part in weights).to(device)
+        tokens = sum((part > 0).sum() for part in weights).to(device)
         if self.args.world_size > 1:
-            total = self.accelerator.gather(total).sum()
+            total, tokens = self.accelerator.gather(total).sum(), self.accelerator.gather(tokens).sum()
+        self.tokens_trained += int(tokens)
         return total / (self.get_tp_size() * self.get_cp_size() * self.get_sp_size())
 
     def _set_signature_columns_if_needed(self) -> None:

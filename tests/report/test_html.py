@@ -249,6 +249,28 @@ def test_histogram_counts_every_annotation(write, annotate, annotations) -> None
     assert "90–100\u202f%: 1" in page.text
 
 
+def test_curves_are_drawn_and_said(write, summary) -> None:
+    """Each measure has a line per model, from its first value to its last, on one scale; validation loss has none."""
+    log = [{"step": 0, "eval_accuracy": 0.25, "eval_loss_critical": 2.0, "eval_loss": 1.0}]
+    curves = {
+        "sft": [*log, {"step": 10, "eval_accuracy": 0.5, "eval_loss_critical": 1.5, "eval_loss": 1.0}],
+        "cft": [*log, {"step": 5, "eval_accuracy": 0.75, "eval_loss_critical": 1.0, "eval_loss": 1.0}],
+    }
+    page = write({**summary, "curves": curves}, [])
+    lines = [attributes for tag, attributes in page.elements if tag == "polyline"]
+    assert [line["data-model"] for line in lines] == ["sft", "cft"] * 2
+    assert [line["points"] for line in lines] == [
+        "0.0,100.0 300.0,50.0",
+        "0.0,100.0 150.0,0.0",
+        "0.0,0.0 300.0,50.0",
+        "0.0,0.0 150.0,100.0",
+    ]
+    for said in ("CFT 2.000 → 1.000", "SFT 25.0\u202f% → 50.0\u202f%", "Loss on critical tokens"):
+        assert said in page.text
+    assert "Entropy" not in page.text
+    assert "While they trained" not in write(summary, []).text
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_colours_have_enough_contrast(scheme: str) -> None:
     """Every text colour reaches 4.5 : 1 (WCAG AA) on every background it stands on, in both schemes."""

@@ -33,6 +33,15 @@ _MODELS = {
 _VERDICTS = {True: "still right", False: "wrong", None: "not asked"}
 _THIN = "\u202f"
 
+_CURVES = {
+    "eval_accuracy": "Validation accuracy",
+    "eval_loss_critical": "Loss on critical tokens",
+    "eval_loss_other": "Loss on other tokens",
+    "eval_entropy_critical": "Entropy at critical tokens",
+    "eval_entropy_other": "Entropy at other tokens",
+}
+"""What is drawn of the measurements made while models trained. Validation losses of two methods do not compare."""
+
 
 def write_report(
     path: Path,
@@ -66,6 +75,7 @@ def write_report(
         facts=_facts(summary),
         results=_results(summary),
         differences=_differences(summary.get("cft_minus_sft") or {}, summary.get("samples")),
+        curves=_curves(summary.get("curves") or {}),
         histogram=_histogram(annotations),
         stages=_stages(summary.get("seconds_by_stage") or {}),
         responses=[_response(number, annotation, pieces) for number, annotation in enumerate(annotations[:SHOWN], 1)],
@@ -202,6 +212,43 @@ def _histogram(annotations: Sequence[Annotation]) -> dict[str, Any] | None:
         for index, count in enumerate(counts)
     ]
     return {"bars": bars, "responses": len(shares), "median": _percent(median(shares))}
+
+
+def _curves(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> list[dict[str, Any]]:
+    """Return for each measure its title, range and lines, drawn into 300 × 100 units from step 0 to the last."""
+    drawn = []
+    for name, title in _CURVES.items():
+        lines = {
+            model: [(entry["step"], entry[name]) for entry in log if name in entry] for model, log in curves.items()
+        }
+        values = [value for line in lines.values() for _, value in line]
+        if not values:
+            continue
+        last = max(step for line in lines.values() for step, _ in line) or 1
+        low, high = min(values), max(values)
+        show = _percent if name == "eval_accuracy" else "{:.3f}".format
+        drawn.append(
+            {
+                "title": title,
+                "low": show(low),
+                "high": show(high),
+                "steps": last,
+                "lines": [
+                    {
+                        "model": model,
+                        "name": _MODELS.get(model, (model, ""))[0],
+                        "points": " ".join(
+                            f"{300 * step / last:.1f},{100 - 100 * (value - low) / ((high - low) or 1):.1f}"
+                            for step, value in line
+                        ),
+                        "said": f"{show(line[0][1])} → {show(line[-1][1])}",
+                    }
+                    for model, line in lines.items()
+                    if line
+                ],
+            }
+        )
+    return drawn
 
 
 def _stages(seconds: Mapping[str, float]) -> list[tuple[str, str, str]]:

@@ -12,25 +12,31 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from cruxtune.accounting import peak_memory_gib
 from cruxtune.benchmark_rows import refuse_test_problems
-from cruxtune.chosen import Chosen, Weigh
+from cruxtune.chosen import Chosen, Entry, Weigh
 from cruxtune.contamination import training_problems
 from cruxtune.errors import ConfigError, DataError
-from cruxtune.masks import TrainingRow, training_row
+from cruxtune.hub import check_access, push
+from cruxtune.masks import training_row
+from cruxtune.modelcard import write_card
 from cruxtune.models import context_length, end_of_sequence_ids, fingerprint, load_model, load_tokenizer
 from cruxtune.problems import fingerprint as problems_fingerprint
 from cruxtune.prompts import Renderer, tokenizer_hash
 from cruxtune.records import Problem
+from cruxtune.runner import greedy, open_verifier
 from cruxtune.selectors import critical, every
-from cruxtune.settings import identity_of
-from cruxtune.stage_settings import TrainSettings
+from cruxtune.settings import DecodingSettings, PromptSettings, VerifierSettings, identity_of
+from cruxtune.stage_settings import HubSettings, TrainSettings
 from cruxtune.store import Workspace, write_atomic
 from cruxtune.trainer import build_trainer, prepare_base, run_trainer, save_result, training_model_settings
+from cruxtune.validation import Held, hold_back
 
 _log = logging.getLogger("cruxtune")
 
@@ -40,55 +46,159 @@ def train(settings: TrainSettings) -> dict[str, Any]:
 
     Raises:
         DataError: nothing to train on, test problems of a benchmark, or a problem without a worked solution (gold).
-        ConfigError: another tokenizer than the one that made the annotations, or a trainer field that is refused.
+        ConfigError: another tokenizer than the one that made the annotations, a trainer field that is refused, or a
+            repository of the Hub that cannot be written.
         StoreError: the annotations are unfinished, or the output belongs to other settings.
     """
     source = _Gold(settings) if settings.method == "gold" else _Responses(settings)
     output = settings.output
     identity = identity_of(settings, model=fingerprint(source.model), **source.identity)
+    # Where the result goes besides is no part of what it is.
+    for name in (*HubSettings.model_fields, "validation_source", *(() if source.held else ("keep",))):
+        identity.pop(name)
     with Workspace(output.output, "train", identity, overwrite=output.overwrite) as workspace:
-        if workspace.complete:
-            return workspace.manifest
-        clock = _Clock(workspace)
-        asked = training_model_settings(source.model, settings.low_rank)
-        rows = source.rows(load_tokenizer(asked))  # first: what there is nothing to train on needs no model
-        model, tokenizer = load_model(asked)
-        rows, dropped = _within_context(rows, context_length(model.config))
-        trained = sum(row.trained for row in rows)
-        workspace.describe(
-            {
-                "tokenizer": tokenizer_hash(tokenizer),
-                "eos_ids": end_of_sequence_ids(model, tokenizer),
-                "method": source.method,
-                "rows": len(rows),
-                "rows_dropped": dropped,
-                "tokens_per_epoch": trained,
-                "response_tokens_per_epoch": source.response_tokens,
-                "longest_row": max(len(row.input_ids) for row in rows),
-            }
+        wanted = settings.hub.push_to_hub
+        pushes = wanted is not None and workspace.manifest.get("pushed", {}).get("asked") != wanted
+        # Before hours are spent.
+        repository = check_access(settings.hub) if pushes else None
+        if not workspace.complete:
+            _train(settings, source, workspace)
+        if repository:
+            workspace.remember(pushed={"asked": wanted, "url": push(output.output, repository)})
+        return workspace.manifest
+
+
+def _train(settings: TrainSettings, source: _Gold | _Responses, workspace: Workspace) -> None:
+    """Train, and finish the workspace."""
+    output, held = settings.output, source.held
+    clock = _Clock(workspace)
+    asked = training_model_settings(source.model, settings.low_rank)
+    entries = list(source.entries(load_tokenizer(asked)))  # first: what there is nothing to train on needs no model
+    model, tokenizer = load_model(asked)
+    context = context_length(model.config)
+    entries, dropped = _within_context(entries, context)
+    unseen: list[Entry] = []
+    if held:
+        unseen = [entry for entry in held.entries if context is None or len(entry.row.input_ids) <= context]
+        if not held.entries:
+            unseen = [entry for entry in entries if entry.id in held.left_out]
+        entries = [entry for entry in entries if entry.id not in held.left_out]
+        if not entries:
+            raise DataError(
+                f"--validation {settings.validation.validation} takes every training row; hold back fewer problems"
+            )
+    rows = [entry.row for entry in entries]
+    trained = sum(row.trained for row in rows)
+    workspace.describe(
+        {
+            "tokenizer": tokenizer_hash(tokenizer),
+            "eos_ids": end_of_sequence_ids(model, tokenizer),
+            "method": source.method,
+            "rows": len(rows),
+            "rows_dropped": dropped,
+            "tokens_per_epoch": trained,
+            "response_tokens_per_epoch": sum(entry.response_length for entry in entries),
+            "longest_row": max(len(row.input_ids) for row in rows),
+            **({"validation_problems": len(held.problems), "validation_rows": len(unseen)} if held else {}),
+        }
+    )
+    eos_ids = workspace.manifest["facts"]["eos_ids"]
+    work = output.output / "trainer"
+    if settings.low_rank.lora:
+        prepare_base(model, tokenizer, source.model, output.output)
+    # The sequence ends as responses end, whatever the checkpoint said of it before.
+    model.generation_config.eos_token_id = eos_ids
+    # The trainer gives its tokenizer a padding token; the one that is saved stays as it was.
+    trainer = build_trainer(model, copy.deepcopy(tokenizer), rows, settings, source.model, work)
+    with ExitStack() as stack:
+        if held or settings.validation.probe:
+            trainer.examination = _examination(settings, source, tokenizer, entries, unseen, eos_ids, context, stack)
+        keeps = held is not None and settings.validation.keep == "best"
+        log = run_trainer(
+            trainer,
+            f"train {source.method}",
+            on_save=clock.save,
+            measured=settings.validation,
+            save=partial(save_result, trainer, tokenizer) if keeps else None,
         )
-        work = output.output / "trainer"
-        if settings.low_rank.lora:
-            prepare_base(model, tokenizer, source.model, output.output)
-        # The sequence ends as responses end, whatever the checkpoint said of it before.
-        model.generation_config.eos_token_id = workspace.manifest["facts"]["eos_ids"]
-        # The trainer gives its tokenizer a padding token; the one that is saved stays as it was.
-        trainer = build_trainer(model, copy.deepcopy(tokenizer), rows, settings, source.model, work)
-        log = run_trainer(trainer, f"train {source.method}", on_save=clock.save)
-        save_result(trainer, tokenizer, output.output)
-        write_atomic(output.output / "training_log.jsonl", "".join(json.dumps(entry) + "\n" for entry in log).encode())
-        shutil.rmtree(work)
-        return workspace.finish(
-            settings=settings.model_dump(mode="json"),
-            accounting={
-                "seconds": clock.read(),
-                "steps": trainer.state.global_step,
-                "tokens_trained": round(trained * settings.epochs),
-            },
-            loss={"first": log[0]["loss"], "last": log[-1]["loss"]},
-            peak_memory_gib=round(peak_memory_gib(), 2),
-            **source.notes,
-        )
+    best = _finish_weights(trainer, tokenizer, output.output, work, keeps)
+    write_atomic(output.output / "training_log.jsonl", "".join(json.dumps(entry) + "\n" for entry in log).encode())
+    losses = [entry["loss"] for entry in log if "loss" in entry]
+    results = {
+        "base_model": source.model.model,
+        "settings": settings.model_dump(mode="json"),
+        "accounting": {
+            "seconds": clock.read(),
+            "steps": trainer.state.global_step,
+            "tokens_trained": trainer.tokens_trained,
+        },
+        "loss": {"first": losses[0], "last": losses[-1]},
+        **({"validation": _validation(log, best, trainer)} if held else {}),
+        "peak_memory_gib": round(peak_memory_gib(), 2),
+        **source.notes,
+    }
+    write_card(output.output, {**workspace.manifest, **results}, source.model, source.data)
+    shutil.rmtree(work)
+    workspace.finish(**results)
+
+
+def _examination(
+    settings: TrainSettings,
+    source: _Gold | _Responses,
+    tokenizer: Any,
+    entries: Sequence[Entry],
+    unseen: Sequence[Entry],
+    eos_ids: Sequence[int],
+    context: int | None,
+    stack: ExitStack,
+) -> Any:
+    """Return what is asked of the model at evaluation steps; `stack` ends the verifier."""
+    from cruxtune.examination import Examination, draw_probe
+
+    asked: dict[str, Any] = {}
+    if source.held:
+        prompt, verifier, decoding = source.conditions
+        asked = {
+            "problems": source.held.problems,
+            "rows": [entry.row for entry in unseen],
+            "renderer": Renderer(tokenizer, prompt),
+            "verifier": stack.enter_context(open_verifier(verifier)),
+            "decoding": greedy(decoding.loop_stop),
+            "max_new_tokens": decoding.max_new_tokens,
+        }
+    number = settings.validation.probe
+    probe = draw_probe(entries, number, settings.output.seed) if number else []
+    return Examination(probe=probe, loss=settings.loss, eos_ids=eos_ids, context_length=context, **asked)
+
+
+def _finish_weights(trainer: Any, tokenizer: Any, output: Path, work: Path, keeps: bool) -> dict[str, Any] | None:
+    """Put the weights that are kept into the output; return the validation that they are of, if of one."""
+    from cruxtune.examination import best_validation, best_weights
+
+    # Logs that a trainer's callback wrote beside its checkpoints are the user's.
+    if (work / "runs").is_dir():
+        shutil.copytree(work / "runs", output / "runs", dirs_exist_ok=True)
+    path = best_weights(work, trainer.state.log_history) if keeps else None
+    if path is None:
+        save_result(trainer, tokenizer, output)
+        return None
+    shutil.copytree(path, output, dirs_exist_ok=True)
+    best = best_validation(trainer.state.log_history)
+    return dict(best) if best else None
+
+
+def _validation(log: Sequence[dict[str, Any]], best: dict[str, Any] | None, trainer: Any) -> dict[str, Any]:
+    """Return what validation came to: at the start, and of the weights that were kept."""
+    scored = [entry for entry in log if "eval_accuracy" in entry]
+    kept = best or scored[-1]
+    return {
+        "accuracy": kept["eval_accuracy"],
+        "loss": kept.get("eval_loss"),
+        "step": kept["step"],
+        "accuracy_at_start": scored[0]["eval_accuracy"],
+        "validations": len(scored),
+        "stopped_early": trainer.state.global_step < trainer.state.max_steps,
+    }
 
 
 class _Clock:
@@ -107,6 +217,9 @@ class _Clock:
         self._workspace.save()
 
 
+Conditions = tuple[PromptSettings, VerifierSettings, DecodingSettings]
+
+
 class _Responses:
     """Rows from annotated responses or a selection of them; the model is the one that annotated, or another named."""
 
@@ -117,20 +230,36 @@ class _Responses:
         self._weigh: Weigh = every if settings.method == "sft" else critical_ones
         self.method = settings.method or self._chosen.manifest["settings"]["method"]
         self.model = settings.model or self._chosen.model
-        self.identity = self._chosen.identity
+        self.data = self._chosen.path.name
+        self.identity: dict[str, Any] = dict(self._chosen.identity)
         self.notes: dict[str, Any] = {}
+        self.held: Held | None = None
+        if settings.validation.validation is not None:
+            origin = self._chosen.origin(f"--validation {settings.validation.validation}")
+            self.held = hold_back(
+                settings.validation,
+                origin.problems,
+                seed=settings.output.seed,
+                selected=self._chosen.selected,
+                weigh=self._weigh,
+                tokenizer=self._chosen.tokenizer_hash,
+                benchmarks_dir=settings.training.benchmarks_dir,
+            )
+            past = origin.settings
+            self.conditions: Conditions = (
+                past.prompt,
+                settings.verifier or past.verifier,
+                settings.decoding or past.decoding,
+            )
+            self.identity |= _validation_identity(self.held, self.conditions)
 
-    @property
-    def response_tokens(self) -> int:
-        return self._chosen.response_tokens
-
-    def rows(self, tokenizer: Any) -> list[TrainingRow]:
+    def entries(self, tokenizer: Any) -> Iterator[Entry]:
         if tokenizer_hash(tokenizer) != self._chosen.tokenizer_hash:
             raise ConfigError(
                 f"--model {self.model.model} has another tokenizer than the model that made {self._chosen.flag} "
                 f"{self._chosen.path}, so that its ids mean other text; train a model of the same tokenizer"
             )
-        return list(self._chosen.rows(self._limit, self._weigh))
+        return self._chosen.entries(self._limit, self._weigh)
 
 
 class _Gold:
@@ -141,36 +270,52 @@ class _Gold:
         assert settings.model is not None
         self.method = "gold"
         self.model = settings.model
+        self.data = settings.problems.problems
         self._prompt = settings.prompt
         self._problems: list[Problem]
         self._problems, self.notes = training_problems(
             settings.problems, settings.training, seed=settings.output.seed, limit=settings.output.limit
         )
         refuse_test_problems(self._problems, f"--problems {settings.problems.problems}")
-        self.identity = {"problems": problems_fingerprint(self._problems)}
-        self.response_tokens = 0
+        self.identity: dict[str, Any] = {"problems": problems_fingerprint(self._problems)}
+        self.held: Held | None = None
+        if settings.validation.validation is not None:
+            where = settings.training.benchmarks_dir
+            self.held = hold_back(settings.validation, self._problems, seed=settings.output.seed, benchmarks_dir=where)
+            verifier, decoding = settings.verifier or VerifierSettings(), settings.decoding or DecodingSettings()
+            self.conditions: Conditions = (settings.prompt, verifier, decoding)
+            self.identity |= _validation_identity(self.held, self.conditions)
 
-    def rows(self, tokenizer: Any) -> list[TrainingRow]:
+    def entries(self, tokenizer: Any) -> Iterator[Entry]:
         renderer = Renderer(tokenizer, self._prompt)
-        rows = []
         for problem in self._problems:
             ids = renderer.solution_ids(problem)
-            self.response_tokens += len(ids)
-            rows.append(training_row(renderer.render(problem), ids, [1.0] * len(ids)))
-        return rows
+            row = training_row(renderer.render(problem), ids, [1.0] * len(ids))
+            yield Entry(problem.id, row, [None] * len(ids))
 
 
-def _within_context(rows: Sequence[TrainingRow], context: int | None) -> tuple[list[TrainingRow], int]:
-    kept = [row for row in rows if context is None or len(row.input_ids) <= context]
-    dropped = len(rows) - len(kept)
+def _validation_identity(held: Held, conditions: Conditions) -> dict[str, Any]:
+    _, verifier, decoding = conditions
+    return {
+        "validation": problems_fingerprint(held.problems),
+        "verifier": verifier.verifier,
+        **verifier.model_dump(exclude={"verify_timeout", "verify_memory", "verifier"}),
+        **decoding.model_dump(),
+    }
+
+
+def _within_context(entries: Sequence[Entry], context: int | None) -> tuple[list[Entry], int]:
+    lengths = [len(entry.row.input_ids) for entry in entries]
+    kept = [entry for entry, length in zip(entries, lengths, strict=True) if context is None or length <= context]
+    dropped = len(entries) - len(kept)
     if dropped:
         _log.warning(
             "%d of %d rows are longer than the model's context of %s tokens and are left out; the longest has %d",
             dropped,
-            len(rows),
+            len(entries),
             context,
-            max(len(row.input_ids) for row in rows),
+            max(lengths),
         )
     if not kept:
-        raise DataError(f"every one of {len(rows)} rows is longer than the model's context of {context} tokens")
+        raise DataError(f"every one of {len(entries)} rows is longer than the model's context of {context} tokens")
     return kept, dropped
