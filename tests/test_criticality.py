@@ -6,7 +6,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cruxtune.criticality import Inquiry, is_critical, sample_positions
+from cruxtune.criticality import KEPT, Inquiry, Sampling, is_critical, open_sets, sample_positions
 
 
 @st.composite
@@ -45,6 +45,64 @@ def test_inquiry_asks_no_more_than_decides(question: Any, every: bool, data: st.
         assert critical == (not any(row) if position in wanted else None)
 
 
+@given(questions(), st.booleans(), st.data())
+def test_a_kept_token_is_asked_about_first(question: Any, every: bool, data: st.DataObject) -> None:
+    """In whichever order verdicts come: critical iff keeping succeeds and all alternatives fail, undecided else."""
+    truth, positions = question
+    kept = data.draw(st.lists(st.booleans(), min_size=len(truth), max_size=len(truth)))
+    inquiry = Inquiry(len(truth), len(truth[0]), every=every, positions=positions, keep=True)
+    left = inquiry.left
+    assert inquiry.most == len(truth) * (len(truth[0]) + 1)
+    waiting = inquiry.begin()
+    made = 0
+    while waiting:
+        position, rank = waiting.pop(data.draw(st.integers(0, len(waiting) - 1)))
+        correct = kept[position] if rank == KEPT else truth[position][rank]
+        waiting += inquiry.record(position, rank, correct=correct)
+        assert left > inquiry.left >= len(waiting)
+        left = inquiry.left
+        made += 1
+    assert inquiry.settled
+    assert left == 0
+    wanted = set(range(len(truth)) if positions is None else positions)
+    for position, (row, succeeds) in enumerate(zip(truth, kept, strict=True)):
+        expected = None if position not in wanted or not succeeds else not any(row)
+        assert inquiry.critical()[position] is expected
+        assert inquiry.kept[position] is (succeeds if position in wanted else None)
+        if not every and not succeeds:
+            assert inquiry.verdicts[position] == [None] * len(row)
+    asked = [row for position, row in enumerate(zip(truth, kept, strict=True)) if position in wanted]
+    needed = sum(1 + (row.index(True) + 1 if True in row else len(row)) * ok for row, ok in asked)
+    assert made == (len(asked) * (1 + len(truth[0])) if every else needed)
+
+
+@given(st.integers(1, 6), st.integers(1, 3), st.integers(1, 4), st.data())
+def test_sampling_asks_everything_and_counts(length: int, ranks: int, draws: int, data: st.DataObject) -> None:
+    """Every token asked about gets as many draws kept and of each alternative; success is their share, in any order."""
+    positions = data.draw(st.lists(st.integers(0, length - 1), unique=True).map(sorted))
+    sampling = Sampling(length, ranks, draws=draws, positions=positions)
+    asks = sampling.begin()
+    assert sampling.most == length * (ranks + 1) * draws
+    assert sampling.left == len(asks) == len(set(asks)) == len(positions) * (ranks + 1) * draws
+    verdicts = {ask: data.draw(st.booleans()) for ask in asks}
+    for ask in data.draw(st.permutations(asks)):
+        assert not sampling.settled
+        assert sampling.record(*ask, correct=verdicts[ask]) == []
+    assert sampling.settled
+    for rank in range(KEPT, ranks):
+        for position, success in enumerate(sampling.success(rank)):
+            right = [verdicts[position, rank, draw] for draw in range(draws) if position in positions]
+            assert success == (sum(right) / draws if right else None)
+
+
+@given(st.lists(st.sampled_from([True, False, None]), min_size=2, max_size=8))
+def test_sets_with_a_critical_or_an_unknown_token_are_not_asked_about(mask: list[bool | None]) -> None:
+    """What is open is exactly the sets all of whose tokens are known not to be critical alone."""
+    sets = [(start, end) for start in range(len(mask)) for end in range(start + 2, len(mask) + 1)]
+    found = open_sets(sets, mask)
+    assert found == [(a, b) for a, b in sets if not any(mask[t] is not False for t in range(a, b))]
+
+
 def test_nothing_to_ask_is_settled() -> None:
     """A response none of whose positions are asked about is settled at once, and all of it is unknown."""
     for inquiry in (Inquiry(3, 2, positions=[]), Inquiry(0, 2)):
@@ -58,6 +116,7 @@ def test_a_token_is_critical_if_all_alternatives_failed(verdicts: list[bool | No
     """One success settles it, failures do only if all are known."""
     expected = False if any(verdicts) else True if all(verdict is False for verdict in verdicts) else None
     assert is_critical(verdicts) is expected
+    assert is_critical(verdicts, kept=False) is None
 
 
 @given(st.integers(1, 60), st.lists(st.floats(0, 80), min_size=1, max_size=5), st.integers(0, 2**32))

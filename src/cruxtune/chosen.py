@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from cruxtune.masks import TrainingRow, training_row
 from cruxtune.models import load_tokenizer
 from cruxtune.prompts import tokenizer_hash
 from cruxtune.records import Annotation
-from cruxtune.selectors import critical
+from cruxtune.selectors import critical, decided
 from cruxtune.settings import ModelSettings, recorded
 from cruxtune.store import finished_manifest, read_rows
 
@@ -62,7 +62,7 @@ class Chosen:
                     continue
             used += 1
             self.response_tokens += len(row["response_ids"])
-            weights = row["weights"] if self.selected else weigh(row["critical"])
+            weights = row["weights"] if self.selected else weigh(_trainable(row))
             yield training_row(row["prompt_ids"], row["response_ids"], weights)
         if not used:
             raise DataError(
@@ -83,3 +83,9 @@ class Chosen:
                 "annotate again"
             )
         return tokenizer
+
+
+def _trainable(row: Mapping[str, Any]) -> list[bool | None]:
+    """Return the critical mask of an annotation, undecided tokens as not critical: nothing trains them as that."""
+    mask: list[bool | None] = row["critical"]
+    return decided(mask, [kept is False for kept in row.get("kept_correct") or [None] * len(mask)], False)

@@ -47,6 +47,7 @@ def summarise(
         "seed": recipe.seed,
         "annotated_responses": int(annotated["responses"]),
         "critical_share": annotated["critical_tokens"] / max(1, annotated["known_tokens"]),
+        **_apart(annotated),
         "rollouts": {name: int(annotated[f"rollouts_{name}"]) for name in ("wanted", "made", "skipped")},
         "heldout_problems": compared["problems"],
         "samples": compared["samples"],
@@ -62,3 +63,14 @@ def summarise(
         "verdicts_cut_off": sum(map(cut_off, costs)),
         "versions": library_versions(),
     }
+
+
+def _apart(annotated: Mapping[str, float]) -> dict[str, Any]:
+    """Return what annotation reports apart: undecided tokens, and tokens that are critical together."""
+    found: dict[str, Any] = {}
+    if undecided := annotated.get("undecided_tokens"):
+        found["undecided_tokens"] = int(undecided)
+    if "joint_sets" in annotated:
+        names = {"asked": "joint_sets_asked", "critical": "joint_sets_critical"}
+        found["joint"] = {name: int(annotated[count]) for name, count in names.items()}
+    return found
