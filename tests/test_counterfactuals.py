@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import given, settings
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from cruxtune.counterfactuals import Counterfactuals, annotated, joint_sets
 from cruxtune.criticality import Inquiry, Sampling, open_sets
-from cruxtune.engines.base import Decoding
+from cruxtune.engines.base import Decoding, LoopRule
 from cruxtune.engines.scripted import ScriptedEngine
 from cruxtune.models import Policy
 from cruxtune.records import Problem, Response, Verdict
@@ -69,10 +70,10 @@ def ranked(salt: int, ids: Sequence[int], without: int) -> list[int]:
     return sorted((t for t in range(VOCABULARY) if t != without), key=lambda t: (-logits[t], t))
 
 
-def greedy(salt: int, prompt: list[int], ids: list[int]) -> list[int]:
-    """The response that greedy decoding makes of a beginning."""
-    ids = list(ids)
-    while ids[-1] != END and len(ids) < LIMIT:
+def greedy(salt: int, prompt: list[int], ids: list[int], loop: LoopRule | None = None) -> list[int]:
+    """The response that greedy decoding makes of a beginning, up to where what it chose is a loop."""
+    ids, since = list(ids), len(ids)
+    while ids[-1] != END and len(ids) < LIMIT and not (loop and loop.caught(ids, since)):
         ids.append(ranked(salt, prompt + ids, -1)[0])
     return ids
 
@@ -92,11 +93,20 @@ responses = st.lists(
 
 
 @settings(deadline=None)
-@given(responses, st.integers(0, 99), st.booleans())
-def test_a_response_of_another_is_kept_first(group: list[Response], salt: int, every: bool) -> None:
+@given(responses, st.integers(0, 99), st.booleans(), st.sampled_from([None, LoopRule(2, 2, 2)]), st.data())
+def test_a_response_of_another_is_kept_first(
+    group: list[Response], salt: int, every: bool, loop: LoopRule | None, data: st.DataObject
+) -> None:
     """Critical iff keeping the token succeeds and every alternative fails; undecided where keeping it fails."""
+    # Beginnings of the policy's own, so that some tokens are what it would choose itself.
+    group = [
+        replace(one, response_ids=greedy(salt, one.prompt_ids, one.response_ids[: data.draw(st.integers(1, 3))]))
+        if data.draw(st.booleans())
+        else one
+        for one in group
+    ]
     inquiries = [Inquiry(len(one.response_ids), 2, every=every, keep=True) for one in group]
-    work = ask(salt, group, inquiries, Decoding())
+    work = ask(salt, group, inquiries, Decoding(loop=loop))
     made = {
         (*key, t, rank): ids
         for key, t, rank, ids in (((one.id, one.sample), one.position, one.rank, one.ids) for one in work.rollouts)
@@ -105,9 +115,9 @@ def test_a_response_of_another_is_kept_first(group: list[Response], salt: int, e
         response = annotation.response
         for t, token in enumerate(response.response_ids):
             before = response.response_ids[:t]
-            kept = judge(greedy(salt, response.prompt_ids, [*before, token]))
+            kept = judge(greedy(salt, response.prompt_ids, [*before, token], loop))
             others = [
-                greedy(salt, response.prompt_ids, [*before, other])
+                greedy(salt, response.prompt_ids, [*before, other], loop)
                 for other in ranked(salt, response.prompt_ids + before, token)[:2]
             ]
             expected = (not any(map(judge, others))) if kept else None
@@ -197,5 +207,6 @@ def test_a_policys_own_greedy_response_keeps_by_itself() -> None:
         ids = greedy(salt, [5, 0], [ranked(salt, [5, 0], -1)[0]])
         inquiry = Inquiry(len(ids), 2, keep=True)
         work = ask(salt, [response_of(0, ids)], [inquiry], Decoding())
-        assert all(one.ids == ids for one in work.rollouts if one.rank == -1)
+        # One rollout says it for all of them: each token is what the policy would choose itself.
+        assert [one.ids for one in work.rollouts if one.rank == -1] == [ids]
         assert set(inquiry.kept) == {judge(ids)}

@@ -49,31 +49,45 @@ def test_inquiry_asks_no_more_than_decides(question: Any, every: bool, data: st.
 def test_a_kept_token_is_asked_about_first(question: Any, every: bool, data: st.DataObject) -> None:
     """In whichever order verdicts come: critical iff keeping succeeds and all alternatives fail, undecided else."""
     truth, positions = question
-    kept = data.draw(st.lists(st.booleans(), min_size=len(truth), max_size=len(truth)))
-    inquiry = Inquiry(len(truth), len(truth[0]), every=every, positions=positions, keep=True)
+    length, ranks = len(truth), len(truth[0])
+    kept = data.draw(st.lists(st.booleans(), min_size=length, max_size=length))
+    # A rollout answers for some others, but not for all that it might.
+    same = list(range(length))
+    for t in reversed(range(length - 1)):
+        same[t] = same[t + 1] if data.draw(st.booleans()) else t
+    alone = {t for t in range(length) if kept[t] != kept[same[t]] or data.draw(st.booleans())}
+    inquiry = Inquiry(length, ranks, every=every, positions=positions, keep=True)
     left = inquiry.left
-    assert inquiry.most == len(truth) * (len(truth[0]) + 1)
-    waiting = inquiry.begin()
-    made = 0
+    assert inquiry.most == length * (ranks + 1)
+    waiting = inquiry.begin(same)
+    asked: set[tuple[int, int]] = set()
     while waiting:
-        position, rank = waiting.pop(data.draw(st.integers(0, len(waiting) - 1)))
-        correct = kept[position] if rank == KEPT else truth[position][rank]
-        waiting += inquiry.record(position, rank, correct=correct)
-        assert left > inquiry.left >= len(waiting)
+        position, rank = ask = waiting.pop(data.draw(st.integers(0, len(waiting) - 1)))
+        if rank == KEPT:
+            members = inquiry.members(position)
+            but = [t for t in members if t != position and t in alone]
+            more = inquiry.record(*ask, correct=kept[position], but=but)
+        else:
+            more = inquiry.record(*ask, correct=truth[position][rank])
+        assert left >= inquiry.left
         left = inquiry.left
-        made += 1
+        waiting += more
+        assert inquiry.settled is (not waiting)
+        asked.add(ask)
     assert inquiry.settled
     assert left == 0
-    wanted = set(range(len(truth)) if positions is None else positions)
+    wanted = set(range(length) if positions is None else positions)
     for position, (row, succeeds) in enumerate(zip(truth, kept, strict=True)):
         expected = None if position not in wanted or not succeeds else not any(row)
         assert inquiry.critical()[position] is expected
         assert inquiry.kept[position] is (succeeds if position in wanted else None)
-        if not every and not succeeds:
-            assert inquiry.verdicts[position] == [None] * len(row)
-    asked = [row for position, row in enumerate(zip(truth, kept, strict=True)) if position in wanted]
-    needed = sum(1 + (row.index(True) + 1 if True in row else len(row)) * ok for row, ok in asked)
-    assert made == (len(asked) * (1 + len(truth[0])) if every else needed)
+        needed = ranks if every or True not in row else row.index(True) + 1
+        if position not in wanted or not (every or succeeds):
+            needed = 0
+        assert {rank for place, rank in asked if place == position and rank != KEPT} == set(range(needed))
+        assert inquiry.verdicts[position] == [*row[:needed], *[None] * (ranks - needed)]
+    rolled = {place for place, rank in asked if rank == KEPT}
+    assert rolled == {same[t] for t in wanted} | {t for t in wanted if t in alone}
 
 
 @given(st.integers(1, 6), st.integers(1, 3), st.integers(1, 4), st.data())

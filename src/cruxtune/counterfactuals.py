@@ -96,7 +96,8 @@ class Counterfactuals:
         )
         self._place_of[context] = place
         progress(inquiry.most - inquiry.left)
-        self._ask(branches, context, inquiry.begin(), decoding)
+        first = inquiry.begin(_same(self.scores[place])) if isinstance(inquiry, Inquiry) else inquiry.begin()
+        self._ask(branches, context, first, decoding)
         if inquiry.settled:
             branches.close(context)
 
@@ -136,7 +137,10 @@ class Counterfactuals:
             )
         )
         before = inquiry.left
-        self._ask(branches, fork.context, inquiry.record(*ask, correct=verdict.correct), decoding)
+        apart: dict[str, list[int]] = {}
+        if isinstance(inquiry, Inquiry) and ask[1] == KEPT:
+            apart["but"] = [t for t in inquiry.members(start) if _loops_before_its_end(rollout.ids, t + 1, decoding)]
+        self._ask(branches, fork.context, inquiry.record(*ask, correct=verdict.correct, **apart), decoding)
         if inquiry.settled:
             branches.close(fork.context)
         return before - inquiry.left
@@ -197,6 +201,28 @@ def joint_sets(
             kinds.items(), inquiry.verdicts, inquiry.critical(), strict=True
         )
     ]
+
+
+def _same(scores: Scores) -> list[int]:
+    """Return for each position the last one whose kept rollout is the same.
+
+    It is that of the next position where the policy would choose the next token itself. Where it comes near to that
+    (a tie of log-probabilities), each has its own.
+
+    >>> _same(Scores([-9.0, -0.1, -9.0, -0.1], [], [], [[-0.1], [-2.0], [-0.1], [-2.0]]))
+    [1, 1, 3, 3]
+    """
+    same = list(range(len(scores.logprobs)))
+    for position in reversed(same[:-1]):
+        if scores.logprobs[position + 1] > scores.alternative_logprobs[position + 1][0]:
+            same[position] = same[position + 1]
+    return same
+
+
+def _loops_before_its_end(ids: Sequence[int], since: int, decoding: Decoding) -> bool:
+    """Return whether a rollout would have ended earlier as a loop, had the policy chosen all of it from `since` on."""
+    loop = decoding.loop
+    return loop is not None and any(loop.caught(ids[:end], since) for end in range(since + 1, len(ids)))
 
 
 def _columns(rows: Sequence[Sequence[float | None]]) -> list[list[float | None]]:

@@ -12,7 +12,7 @@ only. `Sampling` asks for several draws of every alternative, for graded critica
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 KEPT = -1
 """The rank of the response's own token."""
@@ -23,7 +23,8 @@ class Inquiry:
 
     Alternatives are asked rank by rank; with `every`, all of them at once, whatever the verdicts. `positions` are those
     to ask about (all by default); the others stay unknown. With `keep` the response's own token is asked about first,
-    as rank KEPT; where that fails the position is undecided, and its alternatives are not asked.
+    as rank KEPT; where that fails the position is undecided, and its alternatives are not asked. One kept rollout may
+    answer for several positions.
 
     >>> inquiry = Inquiry(length=3, alternatives=2, positions=[0, 1])
     >>> inquiry.begin()
@@ -53,6 +54,7 @@ class Inquiry:
         self._every = every
         self._positions = range(length) if positions is None else positions
         self._keep = keep
+        self._members: dict[int, list[int]] = {}
         self.most = length * (alternatives + keep)
         """Rollouts of a response all of whose positions are asked about."""
         self.left = len(self._positions) * (alternatives + keep)
@@ -64,29 +66,56 @@ class Inquiry:
         """Whether everything that was asked is answered, and nothing else is wanted."""
         return self._open == 0
 
-    def begin(self) -> list[tuple[int, int]]:
-        """Return the first (position, rank) pairs to roll out."""
-        first = KEPT if self._keep else 0
-        ranks = range(first, self._alternatives if self._every else first + 1)
-        asks = [(position, rank) for position in self._positions for rank in ranks]
+    def begin(self, same: Sequence[int] | None = None) -> list[tuple[int, int]]:
+        """Return the first (position, rank) pairs to roll out.
+
+        `same` names for each position the one whose kept rollout is its own, too; by default each has its own. Only
+        these are asked about then, and answer for the others.
+        """
+        asks: list[tuple[int, int]] = []
+        if self._keep:
+            for position in self._positions:
+                self._members.setdefault(same[position] if same else position, []).append(position)
+            asks += [(position, KEPT) for position in self._members]
+        if self._every or not self._keep:
+            ranks = range(self._alternatives if self._every else 1)
+            asks += [(position, rank) for position in self._positions for rank in ranks]
         self._open = len(asks)
         return asks
 
-    def record(self, position: int, rank: int, *, correct: bool) -> list[tuple[int, int]]:
-        """Store a verdict; return what is to be rolled out because of it."""
+    def members(self, position: int) -> list[int]:
+        """Return the positions that a kept rollout answers for."""
+        return self._members[position]
+
+    def record(self, position: int, rank: int, *, correct: bool, but: Collection[int] = ()) -> list[tuple[int, int]]:
+        """Store a verdict; return what is to be rolled out because of it.
+
+        A kept rollout answers for its members, `but` for these, which are rolled out themselves.
+        """
+        self._open -= 1
+        more: list[tuple[int, int]] = []
         if rank == KEPT:
-            self.kept[position] = correct
+            for member in self._members.pop(position):
+                if member in but:
+                    self._members[member] = [member]
+                    more.append((member, KEPT))
+                else:
+                    self.kept[member] = correct
+                    more += self._after(member, KEPT, decided=not correct)
         else:
             self.verdicts[position][rank] = correct
-        self._open -= 1
+            more = self._after(position, rank, decided=correct)
+        self._open += len(more)
+        return more
+
+    def _after(self, position: int, rank: int, *, decided: bool) -> list[tuple[int, int]]:
+        """Return what follows an answer, and count down what is left."""
         self.left -= 1
-        # A token that fails when it is kept decides the position as an alternative that succeeds does.
         if self._every:
             return []
-        if correct != (rank == KEPT) or rank + 1 == self._alternatives:
+        if decided or rank + 1 == self._alternatives:
             self.left -= self._alternatives - 1 - rank
             return []
-        self._open += 1
         return [(position, rank + 1)]
 
     def critical(self) -> list[bool | None]:

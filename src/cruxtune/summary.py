@@ -22,7 +22,8 @@ def write_summary(
     """Write summary.json and report.html into the run's directory and return the summary."""
     summary = summarise(recipe, manifests, seconds, command=command)
     write_atomic(recipe.output / "summary.json", (json.dumps(summary, indent=2, ensure_ascii=False) + "\n").encode())
-    model = ModelSettings.model_validate(manifests["respond"]["settings"]["model"])
+    # The annotations are in the tokens of the model that annotated.
+    model = ModelSettings.model_validate(manifests["annotate"]["settings"]["model"])
     renderer = Renderer(load_tokenizer(model), recipe.prompt)
     annotations = [Annotation.from_row(row) for row in read_rows(recipe.output / "annotations")]
     write_report(recipe.output / "report.html", summary, annotations, renderer.pieces)

@@ -98,7 +98,8 @@ def test_only_the_models_own_greedy_responses_keep_by_themselves(
     done = manifest["accounting"]
     assert done["responses_not_own"] == len(others)
     assert done["undecided_tokens"] == sum(sum(one.undecided) for one in found) > 0
-    assert done["rollouts_kept"] == sum(len(one.response.response_ids) for one in others)
+    # A rollout answers for all tokens before it that the model would have chosen itself.
+    assert len(others) <= done["rollouts_kept"] < sum(len(one.response.response_ids) for one in others)
     assert done["known_tokens"] + done["undecided_tokens"] == done["response_tokens"]
     assert done["rollouts_made"] == len(list(read_rows(output, "rollouts")))
     kept = [row for row in read_rows(output, "rollouts") if row["rank"] == -1]

@@ -13,7 +13,8 @@ from cruxtune.exporters.preferences import Pair, read_pairs
 from cruxtune.exporters.settings import ExportSettings, InspectSettings
 from cruxtune.masks import IGNORE_INDEX
 from cruxtune.records import Annotation
-from cruxtune.settings import AnnotateSettings, RespondSettings, build
+from cruxtune.settings import build
+from cruxtune.stage_settings import AnnotateSettings, RespondSettings
 from cruxtune.store import read_manifest, read_rows
 
 
