@@ -118,7 +118,7 @@ RESPOND = "respond --model /nowhere --output out --problems"
             None,
             ["assistant_masks is a column of TRL's; leave it out with --to verl"],
         ),
-        ("inspect", None, ["rows come from --annotations or from --exported; give one of them"]),
+        ("inspect", None, ["rows come from --annotations, --selection or --exported; give one of them"]),
         ("inspect --exported nowhere", None, ["--exported nowhere does not exist", "cruxtune export"]),
         ("run nope.yaml", None, ["the recipe nope.yaml does not exist"]),
         ("run", None, ["Missing", "recipe"]),

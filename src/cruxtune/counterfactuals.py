@@ -137,10 +137,13 @@ class Counterfactuals:
             )
         )
         before = inquiry.left
-        apart: dict[str, list[int]] = {}
-        if isinstance(inquiry, Inquiry) and ask[1] == KEPT:
-            apart["but"] = [t for t in inquiry.members(start) if _loops_before_its_end(rollout.ids, t + 1, decoding)]
-        self._ask(branches, fork.context, inquiry.record(*ask, correct=verdict.correct, **apart), decoding)
+        more: Sequence[tuple[int, ...]]
+        if isinstance(inquiry, Inquiry):
+            but = _looping(inquiry.members(start), rollout.ids, decoding) if ask[1] == KEPT else []
+            more = inquiry.record(ask[0], ask[1], correct=verdict.correct, but=but)
+        else:
+            more = inquiry.record(*ask, correct=verdict.correct)
+        self._ask(branches, fork.context, more, decoding)
         if inquiry.settled:
             branches.close(fork.context)
         return before - inquiry.left
@@ -219,10 +222,20 @@ def _same(scores: Scores) -> list[int]:
     return same
 
 
-def _loops_before_its_end(ids: Sequence[int], since: int, decoding: Decoding) -> bool:
-    """Return whether a rollout would have ended earlier as a loop, had the policy chosen all of it from `since` on."""
-    loop = decoding.loop
-    return loop is not None and any(loop.caught(ids[:end], since) for end in range(since + 1, len(ids)))
+def _looping(positions: Sequence[int], ids: Sequence[int], decoding: Decoding) -> list[int]:
+    """Return those of some positions, in order, whose kept rollout would have ended before this one, as a loop.
+
+    More of it is what the policy chose there, so that the rule for loops looks at more.
+    """
+    if decoding.loop is None:
+        return []
+    found: list[int] = []
+    for position in positions:
+        # What is no loop from an early position on is none from a later one on.
+        if not any(decoding.loop.caught(ids[:end], position + 1) for end in range(position + 2, len(ids))):
+            break
+        found.append(position)
+    return found
 
 
 def _columns(rows: Sequence[Sequence[float | None]]) -> list[list[float | None]]:
