@@ -307,6 +307,7 @@ def test_grade_shows_what_it_came_to(tmp_path: Path) -> None:
     assert cruxtune("grade", "b.jsonl", "--overwrite", "--skip-bad", cwd=tmp_path).returncode == 0
 
 
+@pytest.mark.slow
 def test_samples_sets_and_grades_from_the_command_line(tmp_path: Path, tiny_checkpoint: Callable[..., Path]) -> None:
     """Samples of one model are annotated by another, with pairs and draws; the tables say what came out."""
     for name, seed in (("one", 0), ("other", 4)):
@@ -337,7 +338,7 @@ def test_samples_sets_and_grades_from_the_command_line(tmp_path: Path, tiny_chec
     assert done["rollouts_sampled"] == len(list(read_rows(tmp_path / "a", "sampled_rollouts"))) > 0
     assert done["joint_sets_asked"] == len(list(read_rows(tmp_path / "a", "joint")))
     estimated = cruxtune(
-        *shlex.split(f"estimate --model other {tiny} --responses r {more} --trial-seconds 5"), cwd=tmp_path
+        *shlex.split(f"estimate --model other {tiny} --responses r {more} --trial-seconds 1"), cwd=tmp_path
     )
     assert estimated.returncode == 0, estimated.stderr
     assert json.loads(estimated.stdout)["sampled"] == done["rollouts_sampled"]

@@ -60,7 +60,7 @@ def show_respond(settings: RespondSettings, manifest: dict[str, Any]) -> None:
 
 def show_annotate(settings: AnnotateSettings, manifest: dict[str, Any]) -> None:
     """Print what `cruxtune annotate` came to."""
-    done, left_out = manifest["accounting"], manifest["responses_left_out"]
+    done, left_out = manifest["accounting"], manifest.get("responses_left_out", {})
     rows = {"responses": f"{done['responses']:.0f}"}
     if reasons := {name: count for name, count in left_out.items() if count}:
         words = {"repeated": "the same as another", "text": "changed by the tokenizer", "long": "too long"}
@@ -71,7 +71,7 @@ def show_annotate(settings: AnnotateSettings, manifest: dict[str, Any]) -> None:
         + f", {done['rollouts_skipped']:,.0f} not needed",
         "ended in a loop / at the limit": f"{done['rollouts_looped']:.0f} / {done['rollouts_truncated']:.0f}",
     }
-    if done["responses_not_own"]:
+    if done.get("responses_not_own"):
         asked = done["known_tokens"] + done["undecided_tokens"]
         rows["not the model's own"] = f"{done['responses_not_own']:.0f}, their tokens kept first"
         rows["undecided tokens"] = share(done["undecided_tokens"], asked)
@@ -112,7 +112,7 @@ def show_select(settings: SelectSettings, manifest: dict[str, Any]) -> None:
         "responses": f"{done['responses']:.0f}" + (f", {done['empty']:.0f} with nothing kept" if done["empty"] else ""),
         "tokens kept": share(done["tokens_kept"], done["response_tokens"]),
         "of critical tokens": share(done["critical_kept"], done["critical_tokens"]),
-        **({"undecided tokens": f"{done['undecided_tokens']:,.0f}"} if done["undecided_tokens"] else {}),
+        **({"undecided tokens": f"{undecided:,.0f}"} if (undecided := done.get("undecided_tokens")) else {}),
         "sum of weights": f"{done['weight']:,.1f}",
         "most kept": kept,
     }
