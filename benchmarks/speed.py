@@ -16,6 +16,7 @@ from vllm_client import Vllm
 
 from cruxtune.accounting import Meter
 from cruxtune.counterfactuals import Counterfactuals
+from cruxtune.criticality import Inquiry
 from cruxtune.engines.plain import PlainEngine
 from cruxtune.engines.transformers import TransformersEngine
 from cruxtune.models import Policy
@@ -259,13 +260,17 @@ class Speed:
         policy = Policy(engine, self._case.renderer, {})
         meter = Meter(engine)
         started = time.perf_counter()
-        work = Counterfactuals(group, positions, alternatives=ALTERNATIVES, every=every)
+        inquiries = [
+            Inquiry(len(response.response_ids), ALTERNATIVES, every=every, positions=some)
+            for response, some in zip(group, positions, strict=True)
+        ]
+        work = Counterfactuals(group, inquiries, alternatives=ALTERNATIVES)
         work.run(policy, self._case.verifier, DECODING, TOKEN_LIMIT, progress=lambda _: None)
         seconds = time.perf_counter() - started
         labels = {
             (place, position): label
-            for place, annotation in zip(places, work.annotations(), strict=True)
-            for position, label in enumerate(annotation.critical)
+            for place, inquiry in zip(places, inquiries, strict=True)
+            for position, label in enumerate(inquiry.critical())
         }
         place_of = {response.problem.id: place for place, response in zip(places, group, strict=True)}
         return seconds, meter.read(), labels, Counter(place_of[rollout.id] for rollout in work.rollouts)

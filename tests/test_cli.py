@@ -77,6 +77,14 @@ RESPOND = "respond --model /nowhere --output out --problems"
         ("respond", None, ["--problems: is required", "--model: is required", "--output: is required"]),
         ("compare --output out", None, ["--evaluation: is required"]),
         ("annotate --responses nowhere --output out", None, ["--responses nowhere does not exist", "cruxtune respond"]),
+        (
+            "annotate --responses r --output out --joint-budget 9",
+            None,
+            ["--joint-budget bounds the rollouts of --joint, which is not given"],
+        ),
+        ("annotate --responses r --output out --temperature 0.7", None, ["--rollouts-per-alternative"]),
+        ("annotate --responses r --output out --joint lines", None, ["--joint: Input should be 'pairs' or 'spans'"]),
+        (f"{RESPOND} p.jsonl --samples 2 --worked-solutions", [GOOD], ["leave out --samples"]),
         ("train --method dpo --output out", None, ["--method: Input should be 'cft', 'sft' or 'gold' (got 'dpo')"]),
         ("train --method cft --output out", None, ["needs --annotations"]),
         (
@@ -110,7 +118,7 @@ RESPOND = "respond --model /nowhere --output out --problems"
             None,
             ["assistant_masks is a column of TRL's; leave it out with --to verl"],
         ),
-        ("inspect", None, ["rows come from --annotations or from --exported; give one of them"]),
+        ("inspect", None, ["rows come from --annotations, --selection or --exported; give one of them"]),
         ("inspect --exported nowhere", None, ["--exported nowhere does not exist", "cruxtune export"]),
         ("run nope.yaml", None, ["the recipe nope.yaml does not exist"]),
         ("run", None, ["Missing", "recipe"]),
@@ -297,6 +305,43 @@ def test_grade_shows_what_it_came_to(tmp_path: Path) -> None:
     assert "error: 1 of 3 rows could not be graded" in result.stderr
     assert "Line 3 of b.jsonl is not JSON" in result.stderr
     assert cruxtune("grade", "b.jsonl", "--overwrite", "--skip-bad", cwd=tmp_path).returncode == 0
+
+
+@pytest.mark.slow
+def test_samples_sets_and_grades_from_the_command_line(tmp_path: Path, tiny_checkpoint: Callable[..., Path]) -> None:
+    """Samples of one model are annotated by another, with pairs and draws; the tables say what came out."""
+    for name, seed in (("one", 0), ("other", 4)):
+        tiny_checkpoint(tmp_path / name, seed=seed)
+    (tmp_path / "judge.py").write_text("def even(text, problem):\n    return sum(text.encode()) % 2 == 0\n")
+    problems = [json.dumps({"id": f"p{n}", "question": f"{n} + {n}?", "answer": str(2 * n)}) for n in range(5)]
+    (tmp_path / "p.jsonl").write_text("\n".join(problems))
+    tiny = "--dtype float64 --device cpu --batch-size 8 --draft-length 2"
+    told = cruxtune(
+        *shlex.split(f"respond --model one {tiny} --problems p.jsonl --kind custom --verifier judge:even --samples 2 "),
+        *shlex.split("--max-new-tokens 12 --output r"),
+        cwd=tmp_path,
+    )
+    assert told.returncode == 0, told.stderr
+    assert re.search(r"correct responses +\d+ of 15 .*\n *problems with one +\d of 5 ", told.stderr)
+    more = "--joint pairs --joint-budget 300 --rollouts-per-alternative 2 --temperature 1.5 --positions 0.8"
+    told = cruxtune(*shlex.split(f"annotate --model other {tiny} --responses r --output a {more}"), cwd=tmp_path)
+    assert told.returncode == 0, told.stderr
+    assert told.stdout == "a\n"
+    for shown in (
+        r"not the model's own +\d+, their tokens kept first",
+        r"undecided tokens +\d+ of \d+",
+        r"sampled rollouts +\d+",
+        r"pairs critical together +(0|\d+ of \d+)",
+    ):
+        assert re.search(shown, told.stderr), (shown, told.stderr)
+    done = read_manifest(tmp_path / "a")["accounting"]
+    assert done["rollouts_sampled"] == len(list(read_rows(tmp_path / "a", "sampled_rollouts"))) > 0
+    assert done["joint_sets_asked"] == len(list(read_rows(tmp_path / "a", "joint")))
+    estimated = cruxtune(
+        *shlex.split(f"estimate --model other {tiny} --responses r {more} --trial-seconds 1"), cwd=tmp_path
+    )
+    assert estimated.returncode == 0, estimated.stderr
+    assert json.loads(estimated.stdout)["sampled"] == done["rollouts_sampled"]
 
 
 # What an interruption leaves

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -66,6 +68,28 @@ def test_criticality_is_the_share_of_alternatives_that_fail() -> None:
     graded = annotation([[False, False], [True, False], [True, True], [None, None]])
     assert selectors.criticality(graded) == [1, 0.5, 0, 0]
     assert selectors.criticality(graded, unknown=1.0) == [1, 0.5, 0, 1]
+
+
+def test_undecided_tokens_have_no_grade() -> None:
+    """Where keeping the token fails the weight is 0, whatever the alternatives did and whatever unknown ones weigh."""
+    graded = replace(
+        annotation([[False, False], [None, None], [False, False], [None, None]]),
+        kept_correct=[True, False, False, None],
+    )
+    assert graded.undecided == [False, True, True, False]
+    assert selectors.criticality(graded, unknown=1.0) == [1, 0, 0, 1]
+
+
+def test_criticality_of_several_rollouts_is_a_difference_of_shares() -> None:
+    """Success with the token less the mean of its alternatives, 0 at least: 1 − ½, ½ − ¾, undecided, not asked."""
+    graded = replace(
+        annotation([[True, None]] * 4),
+        kept_correct=[None, None, False, None],
+        kept_success=[1.0, 0.5, 1.0, None],
+        alternative_success=[[0.75, 0.25], [0.75, 0.75], [0.0, 0.0], [None, None]],
+    )
+    assert selectors.criticality(graded) == [0.5, 0, 0, 0]
+    assert selectors.criticality(graded, unknown=1.0) == [0.5, 0, 0, 1]
 
 
 def test_criticality_refuses_alternatives_that_were_left_out() -> None:

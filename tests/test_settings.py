@@ -483,6 +483,16 @@ def test_without_a_cold_start_the_policy_is_the_recipes_model(tmp_path: Path) ->
     assert (trained.adapter, trained.revision, trained.dtype) == (None, None, "float32")
 
 
+def test_another_model_may_annotate_for_the_policy(tmp_path: Path) -> None:
+    """The policy responds, trains and is evaluated; only its responses are annotated by the other."""
+    path = recipe_file(tmp_path, model="org/base", annotate={"model": "org/other", "joint": "pairs"})
+    settings: dict[str, Any] = {step.name: step.settings for step in plan(read_recipe(path, {}))}
+    assert settings["annotate"].model.model == "org/other"
+    assert settings["train cft"].model == settings["respond"].model == settings["evaluate start"].model
+    alone = recipe_file(tmp_path, model="org/base")
+    assert {step.name: step.settings for step in plan(read_recipe(alone, {}))}["train cft"].model is None
+
+
 def test_overwrite_reaches_every_step(tmp_path: Path) -> None:
     """`run --overwrite` starts every stage again."""
     steps = plan(demo(tmp_path), overwrite=True)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from cruxtune.pipeline import run
     from cruxtune.problems import ProblemSource, load_problems, split_problems
     from cruxtune.recipe import Recipe, read_recipe
-    from cruxtune.records import Annotation, Evaluation, Problem, Response, Rollout, Selection, Verdict
+    from cruxtune.records import Annotation, Evaluation, JointSet, Problem, Response, Rollout, Selection, Verdict
     from cruxtune.settings import build
     from cruxtune.stage_settings import (
         AnnotateSettings,
@@ -45,7 +45,16 @@ _HOMES = {
     "cruxtune.pipeline": ("run",),
     "cruxtune.problems": ("ProblemSource", "load_problems", "split_problems"),
     "cruxtune.recipe": ("Recipe", "read_recipe"),
-    "cruxtune.records": ("Annotation", "Evaluation", "Problem", "Response", "Rollout", "Selection", "Verdict"),
+    "cruxtune.records": (
+        "Annotation",
+        "Evaluation",
+        "JointSet",
+        "Problem",
+        "Response",
+        "Rollout",
+        "Selection",
+        "Verdict",
+    ),
     "cruxtune.settings": ("build",),
     "cruxtune.stage_settings": (
         "AnnotateSettings",
@@ -80,6 +89,7 @@ __all__ = [
     "ExportSettings",
     "GradeSettings",
     "InspectSettings",
+    "JointSet",
     "Problem",
     "ProblemSource",
     "Recipe",

@@ -73,3 +73,20 @@ def choose_positions(
         drawn = sample_positions(length, count, seed_of(seed, "positions", index)) if count > 0 else []
         chosen.append(list(range(length)) if everything else drawn)
     return chosen
+
+
+def allowance(budget: int, lengths: Sequence[int], part: range, *, spent: float, expected: float) -> float:
+    """Return how many expected tokens a group may ask for, of a budget of tokens for all groups.
+
+    What the groups before left of it is shared in proportion to the work in the responses to come, and corrected by how
+    far what was `expected` was off from what was `spent`.
+
+    >>> allowance(100, [10, 10], range(0, 1), spent=0, expected=0)
+    50.0
+    >>> allowance(100, [10, 10], range(1, 2), spent=40, expected=80)
+    120.0
+    """
+    work = [expected_tokens(length, range(length), 1) for length in lengths[part.start :]]
+    share = sum(work[: len(part)]) / max(1, sum(work))
+    off = spent / expected if spent and expected else 1.0
+    return max(0.0, budget - spent) * share / off

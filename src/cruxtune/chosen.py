@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -14,7 +14,7 @@ from cruxtune.masks import TrainingRow, training_row
 from cruxtune.models import load_tokenizer
 from cruxtune.prompts import tokenizer_hash
 from cruxtune.records import PROBLEM_SCHEMA, Annotation, Problem
-from cruxtune.selectors import critical
+from cruxtune.selectors import critical, decided
 from cruxtune.settings import ModelSettings, recorded
 from cruxtune.stage_settings import RespondSettings
 from cruxtune.store import finished_manifest, read_rows
@@ -87,7 +87,7 @@ class Chosen:
                 if not any(row["critical"]):
                     continue
             used += 1
-            weights = row["weights"] if self.selected else weigh(row["critical"])
+            weights = row["weights"] if self.selected else weigh(_trainable(row))
             training = training_row(row["prompt_ids"], row["response_ids"], weights)
             yield Entry(row["id"], training, row["critical"])
         if not used:
@@ -129,3 +129,9 @@ class Chosen:
                 "annotate again"
             )
         return tokenizer
+
+
+def _trainable(row: Mapping[str, Any]) -> list[bool | None]:
+    """Return the critical mask of an annotation, undecided tokens as not critical: nothing trains them as that."""
+    mask: list[bool | None] = row["critical"]
+    return decided(mask, [kept is False for kept in row.get("kept_correct") or [None] * len(mask)], False)

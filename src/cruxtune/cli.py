@@ -205,7 +205,7 @@ _stage(
     RespondSettings,
     _respond,
     printing.show_respond,
-    "Stage 1: let the policy answer problems greedily, and verify the answers.\n\n"
+    "Stage 1: let the policy answer problems greedily (and by samples, if asked for), and verify the answers.\n\n"
     "Example:\n\n"
     "    cruxtune respond --model embedded --problems gym:chain_sum --size 64 --max-new-tokens 128 "
     "--output runs/first/responses",
@@ -216,7 +216,8 @@ _stage(
     _annotate,
     printing.show_annotate,
     "Stage 2: find the critical tokens of the correct responses. Each token gives way to the model's next-best ones; "
-    "where every replacement ends in a wrong answer, it is critical.\n\n"
+    "where every replacement ends in a wrong answer, it is critical. In responses that are not the model's own greedy "
+    "ones, keeping the token must succeed, too.\n\n"
     "Example:\n\n"
     "    cruxtune annotate --responses runs/first/responses --output runs/first/annotations",
 )

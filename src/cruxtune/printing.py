@@ -50,21 +50,38 @@ def share(part: float, whole: float) -> str:
 def show_respond(settings: RespondSettings, manifest: dict[str, Any]) -> None:
     """Print what `cruxtune respond` came to."""
     done = manifest["accounting"]
-    rows = {"correct responses": share(done["correct"], done["responses"]), "truncated": f"{done['truncated']:.0f}"}
+    rows = {"correct responses": share(done["correct"], done["responses"])}
+    if settings.samples:
+        rows["problems with one"] = share(done["solved"], done["problems"])
+    rows["truncated"] = f"{done['truncated']:.0f}"
     table("respond", {**rows, **_cost(manifest)})
     typer.echo(settings.output.output)
 
 
 def show_annotate(settings: AnnotateSettings, manifest: dict[str, Any]) -> None:
     """Print what `cruxtune annotate` came to."""
-    done = manifest["accounting"]
-    rows = {
-        "responses": f"{done['responses']:.0f}",
+    done, left_out = manifest["accounting"], manifest.get("responses_left_out", {})
+    rows = {"responses": f"{done['responses']:.0f}"}
+    if reasons := {name: count for name, count in left_out.items() if count}:
+        words = {"repeated": "the same as another", "text": "changed by the tokenizer", "long": "too long"}
+        rows["left out"] = ", ".join(f"{count} {words[name]}" for name, count in reasons.items())
+    rows |= {
         "critical tokens": share(done["critical_tokens"], done["known_tokens"]),
         "rollouts made": share(done["rollouts_made"], done["rollouts_wanted"])
         + f", {done['rollouts_skipped']:,.0f} not needed",
         "ended in a loop / at the limit": f"{done['rollouts_looped']:.0f} / {done['rollouts_truncated']:.0f}",
     }
+    if done.get("responses_not_own"):
+        asked = done["known_tokens"] + done["undecided_tokens"]
+        rows["not the model's own"] = f"{done['responses_not_own']:.0f}, their tokens kept first"
+        rows["undecided tokens"] = share(done["undecided_tokens"], asked)
+    if settings.rollouts_per_alternative:
+        rows["sampled rollouts"] = f"{done['rollouts_sampled']:,.0f}"
+    if settings.joint:
+        rows[f"{settings.joint} critical together"] = (
+            share(done["joint_sets_critical"], done["joint_sets_asked"])
+            + f"; {done['joint_sets_open']:,.0f} of {done['joint_sets']:,.0f} have no critical token"
+        )
     table("annotate", {**rows, **_cost(manifest)})
     typer.echo(settings.output.output)
 
@@ -76,6 +93,8 @@ def show_estimate(found: Estimate) -> None:
         {
             "responses, positions": f"{found.responses:,}, {found.positions:,}",
             "rollouts": share(found.rollouts, found.rollouts_wanted),
+            **({"of these sampled": f"{found.sampled:,}"} if found.sampled else {}),
+            **({"of these together": f"{found.joint:,}"} if found.joint else {}),
             "tokens": f"{found.tokens:,} ({found.tokens_low:,} to {found.tokens_high:,})",
             "speed": f"{found.tokens_per_second:,.0f} tokens/s",
             "time": f"{duration(found.seconds)} ({duration(found.seconds_low)} to {duration(found.seconds_high)})",
@@ -93,6 +112,7 @@ def show_select(settings: SelectSettings, manifest: dict[str, Any]) -> None:
         "responses": f"{done['responses']:.0f}" + (f", {done['empty']:.0f} with nothing kept" if done["empty"] else ""),
         "tokens kept": share(done["tokens_kept"], done["response_tokens"]),
         "of critical tokens": share(done["critical_kept"], done["critical_tokens"]),
+        **({"undecided tokens": f"{undecided:,.0f}"} if (undecided := done.get("undecided_tokens")) else {}),
         "sum of weights": f"{done['weight']:,.1f}",
         "most kept": kept,
     }

@@ -104,13 +104,23 @@ class Renderer:
         """
         if not problem.solution:
             raise DataError(
-                f"problem {problem.id} has no worked solution, and --method gold trains on them; "
+                f"problem {problem.id} has no worked solution, and --method gold and --worked-solutions take them; "
                 "map a column with --field solution=COLUMN"
             )
+        return self.text_ids(worked_solution(problem) if self.chat else " " + worked_solution(problem), ended=True)
+
+    def text_ids(self, text: str, *, ended: bool) -> list[int]:
+        """Return the ids of a text as a response, with the tokenizer's end-of-sequence token if it is an ended one.
+
+        Raises:
+            ModelError: the tokenizer has no end-of-sequence token.
+        """
+        ids = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        if not ended:
+            return ids
         if self.tokenizer.eos_token_id is None:
             raise ModelError("the tokenizer has no end-of-sequence token, so that a response could never end; set one")
-        text = worked_solution(problem) if self.chat else " " + worked_solution(problem)
-        return [*self.tokenizer(text, add_special_tokens=False)["input_ids"], self.tokenizer.eos_token_id]
+        return [*ids, self.tokenizer.eos_token_id]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of response ids, special tokens left out: what the verifier reads.

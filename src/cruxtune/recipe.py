@@ -199,7 +199,9 @@ def plan(recipe: Recipe, *, overwrite: bool = False) -> list[Step]:
             section = {key: value for key, value in section.items() if key not in _SELECT_KEYS}
             source = {"selection": root / "selections" / name}
             wanted.append((f"select {name}", "select", settings(SelectSettings, where, leaves, f"selections/{name}")))
-        leaves = {**source, **prompt, **recipe.validation, **section}
+        # What another model annotated trains the policy all the same.
+        policy = model if "model" in recipe.annotate else {}
+        leaves = {**source, **prompt, **policy, **recipe.validation, **section}
         wanted.append((f"train {name}", "train", settings(TrainSettings, where, leaves, f"models/{name}")))
     names = [START, *recipe.train]
     if len(set(names)) < len(names):

@@ -70,7 +70,11 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Response:
-    """A policy's answer to one problem: ids as generated, never re-tokenised from text."""
+    """An answer to one problem: ids as generated, never re-tokenised from text.
+
+    `origin` says whose it is: "greedy" or "sampled" by the policy, or the problem's worked "solution". `sample` is its
+    number among the answers to its problem; the two keys together are unique.
+    """
 
     problem: Problem
     prompt_ids: list[int]
@@ -78,6 +82,13 @@ class Response:
     text: str
     finish_reason: str
     verdict: Verdict
+    sample: int = 0
+    origin: str = "greedy"
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """What tells responses apart: the problem's id and the sample."""
+        return self.problem.id, self.sample
 
     def to_row(self) -> dict[str, Any]:
         """Return the flat row."""
@@ -88,11 +99,16 @@ class Response:
             "text": self.text,
             "finish_reason": self.finish_reason,
             **_verdict_row(self.verdict),
+            "sample": self.sample,
+            "origin": self.origin,
         }
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Response:
-        """Return the response of a row; columns of later stages are ignored."""
+        """Return the response of a row; columns of later stages are ignored.
+
+        A row without sample and origin is the only response to its problem, and greedy.
+        """
         return cls(
             problem=Problem.from_row(row),
             prompt_ids=row["prompt_ids"],
@@ -100,6 +116,8 @@ class Response:
             text=row["text"],
             finish_reason=row["finish_reason"],
             verdict=Verdict(row["correct"], row["extracted"], row["reason"]),
+            sample=row.get("sample", 0),
+            origin=row.get("origin", "greedy"),
         )
 
 
@@ -110,6 +128,10 @@ class Annotation:
     Log-probabilities and entropies are in nats, under the policy, given prompt and response before the position.
     `alternative_correct[t][r]` is None where the rollout was not needed to decide position t, or t was not asked
     about; `critical[t]` is None where it is not known.
+
+    `kept_correct[t]` is the verdict on the rollout that keeps the token, None where there was none: a greedy response
+    of the policy is that rollout itself. Where it is False the position is `undecided`; any other unknown one was not
+    asked about. `kept_success` and `alternative_success` are the shares of correct rollouts of several sampled ones.
     """
 
     response: Response
@@ -119,6 +141,14 @@ class Annotation:
     logprobs: list[float]
     entropies: list[float]
     critical: list[bool | None]
+    kept_correct: list[bool | None] | None = None
+    kept_success: list[float | None] | None = None
+    alternative_success: list[list[float | None]] | None = None
+
+    @property
+    def undecided(self) -> list[bool]:
+        """Where keeping the token fails, so that nothing can be said of its alternatives: never trained as critical."""
+        return [kept is False for kept in self.kept_correct or [None] * len(self.alternative_correct)]
 
     def to_row(self) -> dict[str, Any]:
         """Return the flat row."""
@@ -130,20 +160,26 @@ class Annotation:
             "logprobs": self.logprobs,
             "entropies": self.entropies,
             "critical": self.critical,
+            "kept_correct": self.kept_correct,
+            "kept_success": self.kept_success,
+            "alternative_success": self.alternative_success,
         }
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Annotation:
         """Return the annotation of a row."""
         names = ("alternatives", "alternative_logprobs", "alternative_correct", "logprobs", "entropies", "critical")
-        return cls(response=Response.from_row(row), **{name: row[name] for name in names})
+        later = ("kept_correct", "kept_success", "alternative_success")
+        values = {**{name: row[name] for name in names}, **{name: row.get(name) for name in later}}
+        return cls(response=Response.from_row(row), **values)
 
 
 @dataclass(frozen=True)
 class Rollout:
-    """One counterfactual: position t's token replaced by its alternative of that rank, then continued greedily.
+    """One counterfactual: position t's token replaced by its alternative of that rank, then continued.
 
-    `ids` is the whole counterfactual response: response[:position], the alternative, the continuation.
+    `ids` is the whole counterfactual response: response[:position], the alternative, the continuation. Rank −1 keeps
+    the token. `length` tokens were replaced together, and of several sampled rollouts this is number `draw`.
     """
 
     id: str
@@ -152,13 +188,19 @@ class Rollout:
     ids: list[int]
     finish_reason: str
     verdict: Verdict
+    sample: int = 0
+    length: int = 1
+    draw: int = 0
 
     def to_row(self) -> dict[str, Any]:
-        """Return the flat row; `id` is the id of the problem whose response was changed."""
+        """Return the flat row; `id` and `sample` are those of the response that was changed."""
         return {
             "id": self.id,
+            "sample": self.sample,
             "position": self.position,
+            "length": self.length,
             "rank": self.rank,
+            "draw": self.draw,
             "ids": self.ids,
             "finish_reason": self.finish_reason,
             **_verdict_row(self.verdict),
@@ -166,18 +208,41 @@ class Rollout:
 
 
 @dataclass(frozen=True)
-class Selection:
-    """What is trained of one response: a weight per token, 0 where there is no loss.
+class JointSet:
+    """Neighbouring tokens of a response replaced together, none of which is critical alone.
 
-    `index` counts the responses of the same problem in the annotations, `critical` is their critical mask.
+    `kind` is "pair", "number" or "line". `alternatives` are the tokens that took their place, by the rank of the first
+    (fewer where they ended the sequence), None where that rank was not asked. `critical`: all ranks failed.
     """
 
     id: str
-    index: int
+    sample: int
+    kind: str
+    position: int
+    length: int
+    alternatives: list[list[int] | None]
+    alternative_correct: list[bool | None]
+    critical: bool
+
+    def to_row(self) -> dict[str, Any]:
+        """Return the flat row."""
+        return dict(vars(self))
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What is trained of one response: a weight per token, 0 where there is no loss.
+
+    `id` and `sample` are the response's, `critical` is its critical mask; `undecided`: keeping the token failed.
+    """
+
+    id: str
+    sample: int
     prompt_ids: list[int]
     response_ids: list[int]
     weights: list[float]
     critical: list[bool | None]
+    undecided: list[bool]
 
     def to_row(self) -> dict[str, Any]:
         """Return the flat row."""
@@ -248,6 +313,8 @@ _RESPONSE = {
     "text": pa.string(),
     "finish_reason": pa.string(),
     **_VERDICT,
+    "sample": pa.int32(),
+    "origin": pa.string(),
 }
 _ANNOTATION = {
     **_RESPONSE,
@@ -257,22 +324,39 @@ _ANNOTATION = {
     "logprobs": pa.list_(pa.float32()),
     "entropies": pa.list_(pa.float32()),
     "critical": pa.list_(pa.bool_()),
+    "kept_correct": pa.list_(pa.bool_()),
+    "kept_success": pa.list_(pa.float32()),
+    "alternative_success": pa.list_(pa.list_(pa.float32())),
 }
 _ROLLOUT = {
     "id": pa.string(),
+    "sample": pa.int32(),
     "position": pa.int32(),
+    "length": pa.int32(),
     "rank": pa.int32(),
+    "draw": pa.int32(),
     "ids": _IDS,
     "finish_reason": pa.string(),
     **_VERDICT,
 }
+_JOINT = {
+    "id": pa.string(),
+    "sample": pa.int32(),
+    "kind": pa.string(),
+    "position": pa.int32(),
+    "length": pa.int32(),
+    "alternatives": pa.list_(_IDS),
+    "alternative_correct": pa.list_(pa.bool_()),
+    "critical": pa.bool_(),
+}
 _SELECTION = {
     "id": pa.string(),
-    "index": pa.int32(),
+    "sample": pa.int32(),
     "prompt_ids": _IDS,
     "response_ids": _IDS,
     "weights": pa.list_(pa.float32()),
     "critical": pa.list_(pa.bool_()),
+    "undecided": pa.list_(pa.bool_()),
 }
 _EVALUATION = {
     "id": pa.string(),
@@ -291,5 +375,6 @@ PROBLEM_SCHEMA = pa.schema(_PROBLEM)
 RESPONSE_SCHEMA = pa.schema(_RESPONSE)
 ANNOTATION_SCHEMA = pa.schema(_ANNOTATION)
 ROLLOUT_SCHEMA = pa.schema(_ROLLOUT)
+JOINT_SCHEMA = pa.schema(_JOINT)
 SELECTION_SCHEMA = pa.schema(_SELECTION)
 EVALUATION_SCHEMA = pa.schema(_EVALUATION)

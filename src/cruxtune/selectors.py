@@ -107,14 +107,26 @@ def rho1(logprobs: Sequence[float], reference_logprobs: Sequence[float], count: 
 def criticality(annotation: Annotation, *, unknown: float = 0.0) -> list[float]:
     """Return graded weights: w_t = success with y_t kept − mean success of the alternatives (after arXiv 2510.10974).
 
-    A correct greedy response is its own rollout with y_t kept, so that success is 1 and w_t the share of alternatives
-    that fail. `unknown` is the weight of tokens that annotation did not ask about.
+    Success is the share of correct rollouts where several were sampled (`annotate --rollouts-per-alternative`), and no
+    weight is below 0. Of greedy rollouts there is one: a correct greedy response is its own with y_t kept, so that
+    success is 1 and w_t the share of alternatives that fail. `unknown` is the weight of tokens that annotation did not
+    ask about; undecided ones have 0.
 
     Raises:
         DataError: some alternatives of a token were asked and others left out.
     """
+    if annotation.kept_success is not None and annotation.alternative_success is not None:
+        return [
+            0.0 if undecided else unknown if kept is None else max(0.0, kept - _mean(others))
+            for undecided, kept, others in zip(
+                annotation.undecided, annotation.kept_success, annotation.alternative_success, strict=True
+            )
+        ]
     weights = []
     for position, verdicts in enumerate(annotation.alternative_correct):
+        if annotation.undecided[position]:
+            weights.append(0.0)
+            continue
         asked = [verdict for verdict in verdicts if verdict is not None]
         if asked and len(asked) < len(verdicts):
             raise DataError(
@@ -151,6 +163,20 @@ def budget(mask: Sequence[bool | None], share: float | None) -> int:
     (2, 1)
     """
     return sum(known is True for known in mask) if share is None else max(1, round(share * len(mask)))
+
+
+def decided(mask: Sequence[bool | None], undecided: Sequence[bool], value: bool) -> list[bool | None]:
+    """Return the mask with undecided positions as given, so that only those not asked about stay unknown.
+
+    >>> decided([True, None, None], [False, True, False], False)
+    [True, False, None]
+    """
+    return [value if open_ else known for known, open_ in zip(mask, undecided, strict=True)]
+
+
+def _mean(success: Sequence[float | None]) -> float:
+    known = [share for share in success if share is not None]
+    return sum(known) / len(known)
 
 
 def _top(scores: Sequence[float], count: int) -> list[float]:

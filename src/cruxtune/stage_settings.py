@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -33,10 +33,23 @@ class RespondSettings(Settings):
     engine: EngineSettings = EngineSettings()
     output: OutputSettings
     group_size: int = Field(256, gt=0, description="Responses decoded as one continuous batch and saved at once.")
+    samples: int = Field(0, ge=0, description="Sampled responses to each problem, besides the greedy one.")
+    temperature: float = Field(1.0, gt=0, description="Temperature of the samples.")
+    top_k: int = Field(0, ge=0, description="Sample among the K most probable tokens only; 0 for all.")
+    top_p: float = Field(1.0, gt=0, le=1, description="Sample within this share of the probability only.")
+    worked_solutions: bool = Field(
+        False, description="Take the problems' worked solutions as responses, and generate none."
+    )
     skip_bad: bool = Field(
         False, description="Leave out problems without a usable gold answer instead of stopping at the first."
     )
     training: TrainingProblemsSettings = TrainingProblemsSettings()
+
+    @model_validator(mode="after")
+    def _check(self) -> RespondSettings:
+        if self.worked_solutions and self.samples:
+            raise ValueError("--worked-solutions generates no response; leave out --samples")
+        return self
 
 
 class CounterfactualSettings(Settings):
@@ -56,12 +69,35 @@ class CounterfactualSettings(Settings):
         None, gt=0, description="Ask about as many positions as rollouts of about this many tokens in all allow."
     )
     model: ModelSettings | None = Field(
-        None, description="Annotate with another model than the one that responded; its tokenizer must be the same."
+        None, description="Annotate with another model than the one that responded, in that model's own tokens."
     )
+    joint: Literal["pairs", "spans"] | None = Field(
+        None,
+        description="Replace neighbouring tokens together, too, none of which is critical alone: pairs, or spans (the "
+        "tokens of a number or of a line).",
+    )
+    joint_budget: int | None = Field(
+        None, gt=0, description="Ask about as many of them as rollouts of about this many tokens in all allow."
+    )
+    rollouts_per_alternative: int | None = Field(
+        None,
+        gt=0,
+        description="Sample so many rollouts of every token, kept and replaced, besides the greedy ones: for graded "
+        "criticality.",
+    )
+    temperature: float | None = Field(None, gt=0, description="Temperature of these samples, by default 1.")
     engine: EngineSettings = EngineSettings()
     group_size: int = Field(
         16, gt=0, description="Most responses whose counterfactuals are one continuous batch and saved at once."
     )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.joint_budget is not None and self.joint is None:
+            raise ValueError("--joint-budget bounds the rollouts of --joint, which is not given")
+        if self.temperature is not None and self.rollouts_per_alternative is None:
+            raise ValueError("--temperature is that of --rollouts-per-alternative, which is not given")
+        return self
 
 
 class AnnotateSettings(CounterfactualSettings):
@@ -97,6 +133,11 @@ class SelectSettings(Settings):
         "intersection: of --first and --second."
     )
     annotations: Path = Field(description="Output of `cruxtune annotate`.")
+    onto: Path | None = Field(
+        None,
+        description="Output of `cruxtune respond` that was annotated by a model of another tokenizer: weigh its tokens "
+        "instead, by characters.",
+    )
     share: float | None = Field(
         None,
         gt=0,

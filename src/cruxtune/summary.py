@@ -23,7 +23,8 @@ def write_summary(
     """Write summary.json and report.html into the run's directory and return the summary."""
     summary = summarise(recipe, manifests, seconds, command=command)
     write_atomic(recipe.output / "summary.json", (json.dumps(summary, indent=2, ensure_ascii=False) + "\n").encode())
-    model = ModelSettings.model_validate(manifests["respond"]["settings"]["model"])
+    # The annotations are in the tokens of the model that annotated.
+    model = ModelSettings.model_validate(manifests["annotate"]["settings"]["model"])
     renderer = Renderer(load_tokenizer(model), recipe.prompt)
     annotations = [Annotation.from_row(row) for row in read_rows(recipe.output / "annotations")]
     write_report(recipe.output / "report.html", summary, annotations, renderer.pieces)
@@ -59,6 +60,7 @@ def summarise(
         "seed": recipe.seed,
         "annotated_responses": int(annotated["responses"]),
         "critical_share": annotated["critical_tokens"] / max(1, annotated["known_tokens"]),
+        **_apart(annotated),
         "rollouts": {name: int(annotated[f"rollouts_{name}"]) for name in ("wanted", "made", "skipped")},
         "heldout_problems": compared["problems"],
         "samples": compared["samples"],
@@ -75,3 +77,14 @@ def summarise(
         "verdicts_cut_off": sum(map(cut_off, costs)),
         "versions": library_versions(),
     }
+
+
+def _apart(annotated: Mapping[str, float]) -> dict[str, Any]:
+    """Return what annotation reports apart: undecided tokens, and tokens that are critical together."""
+    found: dict[str, Any] = {}
+    if undecided := annotated.get("undecided_tokens"):
+        found["undecided_tokens"] = int(undecided)
+    if "joint_sets" in annotated:
+        names = {"asked": "joint_sets_asked", "critical": "joint_sets_critical"}
+        found["joint"] = {name: int(annotated[count]) for name, count in names.items()}
+    return found

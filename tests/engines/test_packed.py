@@ -251,6 +251,70 @@ def test_many_rollouts_equal_plain_ones(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PACKED)
+@settings(max_examples=4, deadline=None)
+@given(
+    case=cases(),
+    avoided=st.lists(st.one_of(tokens, st.sampled_from(ENDS), st.none()), min_size=1, max_size=4),
+    branches=st.integers(1, 6),
+    draft=st.integers(0, 8),
+    limit=st.integers(1, 24),
+)
+def test_tokens_to_avoid_are_avoided_one_each(
+    name: str, case: Any, avoided: list[int | None], branches: int, draft: int, limit: int
+) -> None:
+    """Behind the alternative come the best tokens other than these, by one-by-one logits; then decoding is free."""
+    model = reference_of(name)
+    contexts = [(prompt, response or by_generate(model, prompt, 12)) for prompt, response in case[0]]
+    forks = []
+    for number, share, token in case[1]:
+        prompt, response = contexts[number]
+        place = round(share * (len(response) - 1))
+        # What the policy would say is what a set replaces, so it is avoided wherever nothing else is given.
+        head, avoid = [*prompt, *response[:place], token], []
+        for wanted in avoided:
+            logits = model(torch.tensor([head])).logits[0, -1].tolist()
+            best = max(range(VOCABULARY), key=lambda t: (logits[t], -t))
+            avoid.append(best if wanted is None else wanted)
+            head.append(max((t for t in range(VOCABULARY) if t != avoid[-1]), key=lambda t: (logits[t], -t)))
+        forks.append(Fork(number, place, token, tuple(avoid)))
+    forks = list(dict.fromkeys(forks))
+    expected = roll_out(plain_of(name), contexts, forks, max_tokens=limit, decoding=Decoding())
+    engine = packed(name, branches=branches, draft=draft)
+    found = roll_out(engine, contexts, forks, max_tokens=limit, decoding=Decoding())
+    for fork, mine, theirs in zip(forks, found, expected, strict=True):
+        prompt, response = contexts[fork.context]
+        compare(model, prompt, mine.ids, theirs.ids)
+        assert mine.finish_reason == theirs.finish_reason
+        behind = mine.ids[fork.position + 1 :][: len(fork.avoid)]
+        assert all(token != other for token, other in zip(behind, fork.avoid, strict=False))
+        if len(mine.ids) < fork.position + 1 + len(fork.avoid):
+            assert mine.ids[-1] in ENDS or len(mine.ids) >= min(limit, CONTEXT - len(prompt))
+    assert engine.usage.tokens_emitted == sum(
+        len(one.ids) - fork.position - 1 for fork, one in zip(forks, found, strict=True)
+    )
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_sampled_forks_equal_plain_ones(name: str) -> None:
+    """A fork's seed decides its continuation: not the engine, the batch, the order or what else is drawn."""
+    contexts = [([5, 6, 7, 8], [9, 10, 11, 12, 13]), ([20, 21], [30, 31, 32])]
+    forks = [
+        Fork(number, place, token, seed=97 * place + token + draw)
+        for number, (_, response) in enumerate(contexts)
+        for place in range(len(response))
+        for token in (response[place], 50, ENDS[0])
+        for draw in range(2)
+    ]
+    for decoding in (Decoding(temperature=1.0), Decoding(temperature=0.7, top_k=9, top_p=0.9)):
+        expected = roll_out(plain_of(name), contexts, forks, max_tokens=16, decoding=decoding)
+        for branches, order in ((3, forks), (50, forks[::-1])):
+            found = roll_out(packed(name, branches=branches), contexts, order, max_tokens=16, decoding=decoding)
+            by_fork = dict(zip(order, found, strict=True))
+            assert [by_fork[fork].ids for fork in forks] == [one.ids for one in expected]
+        assert len({tuple(one.ids) for one in expected}) > len(forks) / 2
+
+
+@pytest.mark.parametrize("name", PACKED)
 def test_generation_equals_plain_generation(name: str) -> None:
     """Greedy and sampled continuations, some of one prompt (whose prefix is shared from four on), with statistics."""
     plain, engine = plain_of(name), packed(name)

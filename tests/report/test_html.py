@@ -186,6 +186,27 @@ def test_details_say_probability_entropy_and_verdicts(write, annotate, pieces) -
     assert "not asked" in second["title"]
 
 
+def test_undecided_tokens_are_told_from_those_not_asked_about(write, summary, annotate) -> None:
+    """Where keeping a token fails it is undecided, marked as that and counted; the samples of a problem are named."""
+    annotation = replace(
+        annotate("7 so on"),
+        alternative_correct=[[False, False], [None, None], [None, None]],
+        critical=[True, None, None],
+        kept_correct=[True, False, None],
+    )
+    annotation = replace(annotation, response=replace(annotation.response, sample=2))
+    page = write({"undecided_tokens": 1, "joint": {"asked": 40, "critical": 3}}, [annotation])
+    first, second, third = page.responses[0]
+    assert "undecided" not in first["details"]
+    assert second["details"]["undecided"] is True
+    assert "undecided" not in third["details"]
+    assert "position 1, undecided" in second["title"]
+    assert "1 of 1 tokens critical, 1 undecided, 1 not asked about" in page.text
+    assert "apples-0 · sample 2" in page.text
+    assert "Undecided tokens" in page.text
+    assert "of 40 sets of tokens" in page.text
+
+
 def test_results_show_rates_intervals_and_trained_tokens(write, summary, annotations) -> None:
     """The table has the three models, their rates with intervals, and CFT's share of SFT's tokens."""
     text = write(summary, annotations).text

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cruxtune.errors import ConfigError, DataError
+from cruxtune.errors import DataError
 from cruxtune.records import Annotation, Response
 from cruxtune.stage_settings import AnnotateSettings, RespondSettings
 from cruxtune.store import read_rows
@@ -145,20 +145,6 @@ def test_no_correct_response_is_an_error(world: Any) -> None:
     responses = responded(world, verifier="judge_never:judge")
     with pytest.raises(DataError, match=r"0 of 24 responses are correct.*cold start"):
         annotated(world, responses)
-
-
-def test_another_tokenizer_is_refused(world: Any, tmp_path: Path, tiny_model: Callable[..., Any]) -> None:
-    """A model whose ids mean other text cannot annotate; the message names both."""
-    from tokenizers import Tokenizer, models
-    from transformers import PreTrainedTokenizerFast
-
-    responses = responded(world)
-    other = tmp_path / "other"
-    tiny_model("llama").save_pretrained(other)
-    words = Tokenizer(models.WordLevel({f"w{n}": n for n in range(259)}, unk_token="w0"))
-    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w1").save_pretrained(other)
-    with pytest.raises(ConfigError, match="another tokenizer"):
-        annotated(world, responses, model={"model": str(other), "dtype": "float64"})
 
 
 def test_tokens_of_the_same_tokenizer_may_be_judged_by_another_model(

@@ -13,7 +13,8 @@ from cruxtune.exporters.preferences import Pair, read_pairs
 from cruxtune.exporters.settings import ExportSettings, InspectSettings
 from cruxtune.masks import IGNORE_INDEX
 from cruxtune.records import Annotation
-from cruxtune.settings import AnnotateSettings, RespondSettings, build
+from cruxtune.settings import build
+from cruxtune.stage_settings import AnnotateSettings, RespondSettings
 from cruxtune.store import read_manifest, read_rows
 
 
@@ -220,6 +221,7 @@ def test_pairs_part_at_critical_positions_and_dpo_trains_on_them(sums: Path, tmp
     expected = [
         Pair(
             f"p{number}",
+            0,
             len("It is "),
             list(f"Question: {number}?It is ".encode()),
             bytes_and_end(f"{number}."),
@@ -262,6 +264,28 @@ def ids_of(row: Any) -> tuple[list[int], list[int], list[int]]:
     return row["prompt_ids"], row["chosen_ids"], row["rejected_ids"]
 
 
+def test_pairs_of_two_responses_are_not_mixed(sums: Path, tiny_tokenizer: Any) -> None:
+    """A rollout belongs to the response of its problem and sample; one that keeps the token is nobody's alternative."""
+    from dataclasses import replace
+
+    from cruxtune.exporters.preferences import Pairing
+
+    first = next(one for one in map(Annotation.from_row, read_rows(sums)) if one.response.problem.id == "p3")
+    second = replace(first, response=replace(first.response, sample=1))
+    position = len("It is ")
+
+    def rollout(sample: int, rank: int, text: str) -> dict[str, Any]:
+        row = {"id": "p3", "sample": sample, "position": position, "rank": rank, "ids": bytes_and_end(text)}
+        return {**row, "finish_reason": "stop", "correct": False}
+
+    rows = [rollout(1, 0, "It is x."), rollout(0, 1, "It is y."), rollout(0, -1, "It is 3!")]
+    pairing = Pairing(tiny_tokenizer(), rows)
+    for sample, annotation, ending in ((0, first, "y."), (1, second, "x.")):
+        ((pair, _),) = pairing.pairs(annotation)
+        assert (pair.id, pair.sample, pair.position) == ("p3", sample, position)
+        assert pair.rejected_ids == bytes_and_end(ending)
+
+
 def test_pairs_whose_text_has_other_ids_are_left_out(tiny_tokenizer: Any) -> None:
     """Half a character re-encodes as another, and a beginning of sequence is not doubled."""
     from cruxtune.exporters.preferences import Pairing
@@ -270,7 +294,7 @@ def test_pairs_whose_text_has_other_ids_are_left_out(tiny_tokenizer: Any) -> Non
     pairing = Pairing(tokenizer, [])
 
     def texts(prompt: Sequence[int], chosen: Sequence[int], rejected: Sequence[int]) -> Any:
-        return pairing._texts(Pair("p", 0, list(prompt), list(chosen), list(rejected)))
+        return pairing._texts(Pair("p", 0, 0, list(prompt), list(chosen), list(rejected)))
 
     eos = tokenizer.eos_token_id
     assert texts(b"1 + 1 = ", [*b"2", eos], [*b"3", eos]) == {

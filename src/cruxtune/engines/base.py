@@ -7,7 +7,7 @@ softmax(logits / temperature), with nothing cut off unless `top_k` or `top_p` sa
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Protocol
 
 Progress = Callable[[int], None]
@@ -85,11 +85,18 @@ class Scores:
 
 @dataclass(frozen=True)
 class Fork:
-    """A counterfactual to be decoded: contexts[context] with `token` in place of the response's token at `position`."""
+    """A counterfactual to be decoded: contexts[context] with `token` in place of the response's token at `position`.
+
+    `avoid` is for greedy decoding: the tokens behind `token` are the most probable ones other than these, one for each,
+    and what follows is free. Like `token` they are none that the rule for loops counts. `seed` decides a sampled
+    continuation.
+    """
 
     context: int
     position: int
     token: int
+    avoid: tuple[int, ...] = ()
+    seed: int = 0
 
 
 Context = tuple[Sequence[int], Sequence[int]]
@@ -272,19 +279,33 @@ class PlainBranches:
         done: list[tuple[Fork, Generation]] = []
         open_: list[tuple[Fork, list[int]]] = []
         for fork in batch:
-            head = [*self._contexts[fork.context][1][: fork.position], fork.token]
-            if fork.token in self._engine.eos_ids:
-                done.append((fork, Generation(head, "stop")))
+            head, reason = self._head(fork)
+            if reason:
+                done.append((fork, Generation(head, reason)))
             else:
                 open_.append((fork, head))
         tails = self._engine.generate(
             [[*self._contexts[fork.context][0], *head] for fork, head in open_],
             max_new_tokens=[max(0, self._max_tokens - len(head)) for _, head in open_],
             decoding=self._decoding,
+            seeds=[fork.seed for fork, _ in open_] if self._decoding.temperature else None,
         )
         for (fork, head), tail in zip(open_, tails, strict=True):
             done.append((fork, Generation([*head, *tail.ids], tail.finish_reason)))
         return done
+
+    def _head(self, fork: Fork) -> tuple[list[int], str | None]:
+        """Return the beginning of a counterfactual up to where the policy is free, and why it ends there if it does."""
+        prompt, response = self._contexts[fork.context]
+        limit = token_limit(self._max_tokens, len(prompt), self._engine.context_length)
+        head = [*response[: fork.position], fork.token]
+        for token in fork.avoid:
+            if head[-1] in self._engine.eos_ids or len(head) >= limit:
+                break
+            scores = self._engine.score([*prompt, *head], [token], alternatives=1)
+            head.append(scores.alternatives[0][0])
+            self._engine.usage.tokens_emitted += 1
+        return head, "stop" if head[-1] in self._engine.eos_ids else "length" if len(head) >= limit else None
 
     def close(self, context: int) -> None:
         """Forget a context."""
@@ -297,7 +318,7 @@ def roll_out(
     """Return the rollouts of some forks, in their order; `Fork.context` counts through `contexts`."""
     branches = engine.branches(max_tokens=max_tokens, decoding=decoding)
     numbers = [branches.open(prompt, response, alternatives=1)[0] for prompt, response in contexts]
-    asked = [Fork(numbers[fork.context], fork.position, fork.token) for fork in forks]
+    asked = [replace(fork, context=numbers[fork.context]) for fork in forks]
     branches.add(asked)
     done: dict[Fork, Generation] = {}
     while branches.waiting:

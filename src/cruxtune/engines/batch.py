@@ -60,7 +60,9 @@ class Branch:
     limit: int
     key: Any
     forced: int = 0
-    """Tokens of `ids` that the model did not choose, which the rule for loops leaves out."""
+    """Tokens of `ids` that the model did not choose freely, which the rule for loops leaves out."""
+    avoid: list[int] = field(default_factory=list)
+    """Tokens that the next ones must not be, one for each; no draft is worth while there."""
     head: list[int] = field(default_factory=list)
     seed: int = 0
     draft: Draft | None = None
@@ -151,9 +153,15 @@ class Batch:
         try:
             logits = self._passes.run(self._slots, [feed for _, feed in feeds], ids, keep)
             fed = [self._active[slot] for slot, _ in feeds]
+            for branch, end in zip(fed, ends, strict=True):
+                if branch.avoid:
+                    logits[end - 1, branch.avoid[0]] = -torch.inf
             # Sampled branches have no drafts, so that each has one row; greedy choices need neither seed nor position.
             chosen = choices.choose(
-                logits, self.decoding, [branch.seed for branch in fed], [len(branch.ids) for branch in fed]
+                logits,
+                self.decoding,
+                [branch.seed for branch in fed],
+                [len(branch.ids) - branch.forced for branch in fed],
             )
         except torch.OutOfMemoryError as error:
             self._shrink(len(self._active) // 2, error)
@@ -175,6 +183,8 @@ class Batch:
         for token in chosen[: right + 1]:
             branch.ids.append(token)
             taken += 1
+            if branch.avoid:
+                branch.avoid.pop(0)
             branch.reason = finish_reason(branch.ids, branch.limit, self._eos_ids, self.decoding, since=branch.forced)
             if branch.reason:
                 break
@@ -197,7 +207,7 @@ class Batch:
         longest = plan.drafts(len(self._active))
         offers = []
         for branch in self._active:
-            most = min(longest, branch.limit - len(branch.ids) - 1)
+            most = 0 if branch.avoid else min(longest, branch.limit - len(branch.ids) - 1)
             offers.append(branch.draft.propose(most) if branch.draft is not None and most > 0 else [])
         chances = [
             self._acceptance.chances(branch.draft, len(offer)) if branch.draft is not None else []

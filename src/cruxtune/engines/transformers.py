@@ -259,6 +259,7 @@ class PackedBranches:
                 self._ended.append((fork, Generation(ids, "length")))
             else:
                 assert context.sources is not None
+                greedy = self._batch.decoding.temperature == 0
                 branch = Branch(
                     context=context,
                     seen=prompt_length + fork.position,
@@ -266,8 +267,11 @@ class PackedBranches:
                     start=fork.position,
                     limit=limit,
                     key=fork,
-                    forced=len(ids),
-                    draft=Draft(context.sources, ids, fork.position),
+                    forced=len(ids) + len(fork.avoid),
+                    avoid=list(fork.avoid),
+                    seed=fork.seed,
+                    # A draft is kept where the model is sure to say the same, which a sample is not.
+                    draft=Draft(context.sources, ids, fork.position) if greedy else None,
                 )
                 # What has most to say comes first, or the batch would run nearly empty for it at the end.
                 self._batch.submit(branch, (fork.position - len(response), fork.context))
@@ -276,8 +280,9 @@ class PackedBranches:
         """Make a pass; see `Branches.step`."""
         ended, self._ended = self._ended, []
         for branch in self._batch.step():
-            assert branch.context.sources is not None
-            branch.context.sources.add(branch.ids, branch.start)
+            if branch.draft is not None:
+                assert branch.context.sources is not None
+                branch.context.sources.add(branch.ids, branch.start)
             ended.append((branch.key, branch.generation()))
         for fork, rollout in self._plain.step() if self._plain.waiting else ():
             ended.append((replace(fork, context=self._numbers[fork.context]), rollout))

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from cruxtune.criticality import KEPT
 from cruxtune.exporters.files import read_jsonl, write_jsonl
 from cruxtune.records import Annotation
 
@@ -22,9 +23,10 @@ TEXT = "text"
 
 @dataclass(frozen=True)
 class Pair:
-    """Two continuations of one beginning; `id` is the problem's, `position` counts in the response."""
+    """Two continuations of one beginning; `id` and `sample` are the response's, in which `position` counts."""
 
     id: str
+    sample: int
     position: int
     prompt_ids: list[int]
     chosen_ids: list[int]
@@ -40,10 +42,10 @@ class Pairing:
 
     def __init__(self, tokenizer: Any, rollouts: Iterable[dict[str, Any]]) -> None:
         self._tokenizer = tokenizer
-        self._rollouts: dict[tuple[str, int], list[dict[str, Any]]] = defaultdict(list)
+        self._rollouts: dict[tuple[str, int, int], list[dict[str, Any]]] = defaultdict(list)
         for rollout in rollouts:
-            if not rollout["correct"]:
-                self._rollouts[rollout["id"], rollout["position"]].append(rollout)
+            if not rollout["correct"] and rollout["rank"] != KEPT:
+                self._rollouts[rollout["id"], rollout.get("sample", 0), rollout["position"]].append(rollout)
         self.left_out = Counter[str]()
 
     def pairs(self, annotation: Annotation) -> Iterator[tuple[Pair, dict[str, str]]]:
@@ -60,15 +62,12 @@ class Pairing:
 
     def _candidates(self, annotation: Annotation, position: int) -> Iterator[Pair]:
         response = annotation.response
-        ids, identifier = response.response_ids, response.problem.id
-        alternatives = annotation.alternatives[position]
-        rollouts = sorted(self._rollouts[identifier, position], key=lambda rollout: rollout["rank"])
+        ids = response.response_ids
+        rollouts = sorted(self._rollouts[*response.key, position], key=lambda rollout: rollout["rank"])
         for rollout in rollouts:
-            # A problem may have several responses: the beginning tells whose rollout it is.
-            beginning = [*ids[:position], alternatives[rollout["rank"]]]
-            if rollout["ids"][: position + 1] == beginning and rollout["finish_reason"] == "stop":
+            if rollout["finish_reason"] == "stop":
                 prompt = [*response.prompt_ids, *ids[:position]]
-                yield Pair(identifier, position, prompt, ids[position:], rollout["ids"][position:])
+                yield Pair(*response.key, position, prompt, ids[position:], rollout["ids"][position:])
 
     def _texts(self, pair: Pair) -> dict[str, str] | None:
         """Return prompt, chosen and rejected as text from which DPOTrainer makes the pair's ids; None if none does."""
@@ -105,7 +104,7 @@ def write_pairs(directory: Path, pairs: Iterable[tuple[Pair, dict[str, str]]]) -
 
 def read_pairs(directory: Path) -> Iterator[Pair]:
     """Yield what `write_pairs` wrote."""
-    names = ("id", "position", "prompt_ids", "chosen_ids", "rejected_ids")
+    names = ("id", "sample", "position", "prompt_ids", "chosen_ids", "rejected_ids")
     for row in read_jsonl(directory):
         yield Pair(**{name: row[name] for name in names})
 

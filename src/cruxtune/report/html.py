@@ -96,6 +96,10 @@ def _facts(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     facts = []
     if (share := summary.get("critical_share")) is not None:
         facts.append(("Critical tokens", _percent(share), "of all annotated tokens"))
+    if undecided := summary.get("undecided_tokens"):
+        facts.append(("Undecided tokens", f"{undecided:,}", "answers went wrong although they were kept"))
+    if joint := summary.get("joint"):
+        facts.append(("Critical together", f"{joint['critical']:,}", f"of {joint['asked']:,} sets of tokens"))
     if (annotated := summary.get("annotated_responses")) is not None:
         facts.append(("Responses", f"{annotated:,}", "annotated, all of them right"))
     rollouts = summary.get("rollouts") or {}
@@ -273,17 +277,20 @@ def _response(number: int, annotation: Annotation, pieces: Callable[[Sequence[in
         _token(position, piece, annotation, pieces) for position, piece in enumerate(pieces(response.response_ids))
     ]
     known = [mask for mask in annotation.critical if mask is not None]
-    critical = sum(known)
+    critical, undecided = sum(known), sum(annotation.undecided)
+    unasked = len(tokens) - len(known) - undecided
     return {
         "number": number,
-        "id": printable(problem.id),
+        "id": printable(problem.id) + (f" · sample {response.sample}" if response.sample else ""),
         "question": printable(problem.question),
         "choices": [printable(choice) for choice in problem.choices or []],
         "answer": printable(problem.answer),
         "tokens": tokens,
         "has_empty": any(not token["shown"] for token in tokens),
+        "has_undecided": undecided > 0,
         "counts": f"{critical} of {len(known)} tokens critical"
-        + (f", {len(tokens) - len(known)} not asked about" if len(known) < len(tokens) else ""),
+        + (f", {undecided} undecided" if undecided else "")
+        + (f", {unasked} not asked about" if unasked else ""),
         "share": f" ({_percent(critical / len(known))})" if known else "",
     }
 
@@ -292,7 +299,7 @@ def _token(
     position: int, piece: str, annotation: Annotation, pieces: Callable[[Sequence[int]], list[str]]
 ) -> dict[str, Any]:
     """Return one token: its text, and what the details panel says of it."""
-    critical = annotation.critical[position]
+    critical, undecided = annotation.critical[position], annotation.undecided[position]
     probability = _probability(annotation.logprobs[position])
     # Exact ties and a probability of 1 may leave an entropy of -0.0.
     entropy = f"{max(0.0, annotation.entropies[position]):.2f}"
@@ -306,13 +313,14 @@ def _token(
         )
     ]
     lines = [
-        f"{one_line(piece)}  position {position}{', critical' if critical else ''}",
+        f"{one_line(piece)}  position {position}{', critical' if critical else ', undecided' if undecided else ''}",
         f"probability {probability}, entropy {entropy} nats",
         *(f"{shown}  {chance}: {_line(verdict)}" for shown, chance, verdict in alternatives),
     ]
     return {
         "shown": _with_breaks(piece),
         "critical": critical,
+        "undecided": undecided,
         "title": "\n".join(lines),
         "details": json.dumps(
             {
@@ -321,6 +329,7 @@ def _token(
                 "probability": probability,
                 "entropy": entropy,
                 "critical": critical,
+                **({"undecided": True} if undecided else {}),
                 "alternatives": alternatives,
             },
             ensure_ascii=False,

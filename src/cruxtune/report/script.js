@@ -17,12 +17,13 @@
     const head = make(panel, "p", undefined, "head");
     make(head, "code", details.text);
     if (details.critical) make(head, "span", "critical", "badge");
+    if (details.undecided) make(head, "span", "undecided", "badge open");
     make(panel, "p", `Position ${details.position} · entropy ${details.entropy} nats`, "meta");
     const table = make(panel, "table");
     const titles = make(make(table, "thead"), "tr");
     for (const title of ["Token", "Probability", "Answer"]) make(titles, "th", title).scope = "col";
     const body = make(table, "tbody");
-    const own = [details.text, details.probability, "right", "own"];
+    const own = [details.text, details.probability, details.undecided ? "wrong" : "right", "own"];
     for (const [text, probability, verdict, name] of [own, ...details.alternatives]) {
       const row = make(body, "tr", undefined, name);
       make(make(row, "td"), "code", text);

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from cruxtune.budget import choose_positions, expected_tokens, groups_by_work
-from cruxtune.counterfactuals import Counterfactuals, correct_responses
-from cruxtune.criticality import sample_positions
+from cruxtune.counterfactuals import Counterfactuals, Questions, Span
+from cruxtune.criticality import Inquiry, Sampling, sample_positions
+from cruxtune.engines.base import Decoding
+from cruxtune.joint import choose, sets_of
 from cruxtune.models import Policy, load_policy
 from cruxtune.progress import bar
+from cruxtune.records import Rollout
+from cruxtune.responses import Annotatable, annotatable
 from cruxtune.runner import greedy, open_verifier
-from cruxtune.settings import recorded
-from cruxtune.stage_settings import EstimateSettings, RespondSettings
-from cruxtune.store import finished_manifest
+from cruxtune.stage_settings import EstimateSettings
+from cruxtune.verifiers import Verifier
 
 _MOST_RESPONSES = 12
 _RESAMPLES = 1000
@@ -25,12 +28,17 @@ _SPEED_SPREAD = 0.15
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run of `annotate` will take: totals, and seconds from low to high (90 %)."""
+    """What a run of `annotate` will take: totals, and seconds from low to high (90 %).
+
+    `sampled` and `joint` are the rollouts among these that are drawn at a temperature, and of tokens replaced together.
+    """
 
     responses: int
     positions: int
     rollouts_wanted: int
     rollouts: int
+    sampled: int
+    joint: int
     tokens: int
     tokens_low: int
     tokens_high: int
@@ -43,129 +51,266 @@ class Estimate:
 
 @dataclass(frozen=True)
 class _Trial:
-    """What some responses took: per response (expected tokens, emitted tokens, first rollouts, rollouts)."""
+    """What some rollouts took: per response (expected tokens, emitted tokens, numbers asked about, rollouts)."""
 
     cases: list[tuple[int, int, int, int]]
     rate: float
     tail: float
-    seconds: float
+    free: float = 0.0
+    """Share of the tokens asked about that are known not to be critical."""
+
+    @property
+    def ratio(self) -> float:
+        """Tokens emitted for each one expected."""
+        return sum(case[1] for case in self.cases) / max(1, sum(case[0] for case in self.cases))
+
+    @property
+    def made(self) -> float:
+        """Rollouts made for each position or set."""
+        return sum(case[3] for case in self.cases) / max(1, sum(case[2] for case in self.cases))
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What the rollouts of one kind will take."""
+
+    wanted: int
+    made: int
+    tokens: float
+    low: float
+    high: float
+    seconds: tuple[float, float, float]
+    """Expected, low and high."""
 
 
 def estimate(settings: EstimateSettings, *, policy: Policy | None = None) -> Estimate:
     """Return what `annotate` with these settings will cost, without writing anything.
 
     A seeded sample of responses and positions is annotated for at most about `trial_seconds`. The rate is taken while
-    the batch is full; what the last long rollouts of a group take alone is added once per group.
+    the batch is full; what the last long rollouts of a group take alone is added once per group. How many sets of
+    tokens can be asked about is taken from the share of tokens that are not critical in the trial, as if they were
+    independent.
 
     Raises:
         DataError: no response is correct.
         StoreError: the responses are unfinished.
     """
-    manifest = finished_manifest(settings.responses, "respond", "--responses")
-    past = recorded(RespondSettings, manifest["settings"], settings.responses)
-    responses = correct_responses(settings.responses, settings.limit)
+    source = annotatable(settings.responses, settings.model, settings.limit, policy=policy)
+    responses = source.responses
     lengths = [len(response.response_ids) for response in responses]
-    policy = policy or load_policy(settings.model or past.model, past.prompt, settings.engine)
+    policy = source.check(policy or load_policy(source.model, source.past.prompt, settings.engine))
     groups = groups_by_work(lengths, settings.alternatives, most=settings.group_size)
+    kept = source.keep(policy)
+    ranks = settings.alternatives + any(kept)
     asked = [
         positions
         for group in groups
         for positions in choose_positions(
-            lengths,
-            group,
-            alternatives=settings.alternatives,
-            seed=settings.seed,
-            positions=settings.positions,
+            lengths, group, alternatives=ranks, seed=settings.seed, positions=settings.positions
         )
     ]
-    trial = _try(settings, past, policy, responses, asked)
-    ratio = sum(case[1] for case in trial.cases) / max(1, sum(case[0] for case in trial.cases))
-    everything = sum(
-        expected_tokens(length, positions, settings.alternatives)
-        for length, positions in zip(lengths, asked, strict=True)
-    )
-    if settings.token_budget is not None and settings.token_budget < ratio * everything:
-        share = settings.token_budget / (ratio * everything)
-    else:
+    with open_verifier(source.past.verifier) as verifier:
+        trials = _Trials(settings, source, policy, verifier, kept)
+        single = trials.single(asked)
+        everything = sum(
+            expected_tokens(length, positions, ranks) for length, positions in zip(lengths, asked, strict=True)
+        )
         share = 1.0
-    expected = share * everything
-    ratios = _resampled(trial.cases, settings.seed)
-    low, high = ratios[round(0.05 * _RESAMPLES)], ratios[round(0.95 * _RESAMPLES)]
-    made = sum(case[3] for case in trial.cases) / max(1, sum(case[2] for case in trial.cases))
-    positions = round(share * sum(map(len, asked)))
-    tail = trial.tail * len(groups)
+        if settings.token_budget is not None and settings.token_budget < single.ratio * everything:
+            share = settings.token_budget / (single.ratio * everything)
+        positions = round(share * sum(map(len, asked)))
+        wanted = sum(len(some) * (settings.alternatives + keep) for some, keep in zip(asked, kept, strict=True))
+        parts = [_part(single, share * everything, round(share * wanted), positions, len(groups), settings.seed)]
+        sampled = joint = None
+        if draws := settings.rollouts_per_alternative:
+            trial = trials.sampled(asked)
+            expected = (
+                draws
+                * share
+                * sum(
+                    expected_tokens(length, some, settings.alternatives + 1)
+                    for length, some in zip(lengths, asked, strict=True)
+                )
+            )
+            wanted = positions * (settings.alternatives + 1) * draws
+            sampled = _part(trial, expected, wanted, positions * draws, len(groups), settings.seed)
+            parts.append(sampled)
+        if settings.joint:
+            sets = [list(some) for some in sets_of(settings.joint, responses, policy.renderer.tokenizer)]
+            trial = trials.joint(sets)
+            joint = _joint_part(settings, trial, sets, lengths, single.free, len(groups))
+            parts.append(joint)
     return Estimate(
         responses=len(responses),
         positions=positions,
-        rollouts_wanted=positions * settings.alternatives,
-        rollouts=round(made * positions),
-        tokens=round(ratio * expected),
-        tokens_low=round(low * expected),
-        tokens_high=round(high * expected),
-        tokens_per_second=trial.rate,
-        seconds=ratio * expected / trial.rate + tail,
-        seconds_low=(low * expected / trial.rate + tail) / (1 + _SPEED_SPREAD),
-        seconds_high=(high * expected / trial.rate + tail) * (1 + _SPEED_SPREAD),
-        trial_seconds=trial.seconds,
+        rollouts_wanted=sum(part.wanted for part in parts),
+        rollouts=sum(part.made for part in parts),
+        sampled=sampled.made if sampled else 0,
+        joint=joint.made if joint else 0,
+        tokens=round(sum(part.tokens for part in parts)),
+        tokens_low=round(sum(part.low for part in parts)),
+        tokens_high=round(sum(part.high for part in parts)),
+        tokens_per_second=single.rate,
+        seconds=sum(part.seconds[0] for part in parts),
+        seconds_low=sum(part.seconds[1] for part in parts) / (1 + _SPEED_SPREAD),
+        seconds_high=sum(part.seconds[2] for part in parts) * (1 + _SPEED_SPREAD),
+        trial_seconds=trials.seconds,
     )
 
 
-def _try(
-    settings: EstimateSettings, past: RespondSettings, policy: Policy, responses: list[Any], asked: list[list[int]]
-) -> _Trial:
-    """Annotate a seeded sample for about the time allowed, and watch how fast it goes."""
-    tuning = policy.engine.tune()
-    order = list(range(len(responses)))
-    random.Random(settings.seed).shuffle(order)
-    chosen = order[:_MOST_RESPONSES]
-    # A first guess of the speed says how many positions fit into the trial; without one, a few hundred tokens a second.
-    speed = tuning["branches"] / _pass_seconds(tuning) if tuning else 300.0
-    allowed = settings.trial_seconds * speed / 2
-    whole = sum(
-        expected_tokens(len(responses[index].response_ids), asked[index], settings.alternatives) for index in chosen
-    )
-    share = min(1.0, allowed / max(1, whole))
-    drawn = [
-        sorted(asked[index][place] for place in sample_positions(len(asked[index]), share * len(asked[index]), index))
-        if asked[index]
-        else []
-        for index in chosen
-    ]
-    work = Counterfactuals(
-        [responses[index] for index in chosen],
-        drawn,
-        alternatives=settings.alternatives,
-        every=settings.every_alternative,
-    )
-    usage = policy.engine.usage
-    start, before = time.monotonic(), replace(usage)
-    timeline: list[tuple[float, int, int]] = []
+def _part(trial: _Trial, expected: float, wanted: int, asked: float, groups: int, seed: int) -> _Part:
+    ratios = _resampled(trial.cases, seed)
+    low, high = (ratios[round(at * _RESAMPLES)] * expected for at in (0.05, 0.95))
+    tail = trial.tail * groups
+    tokens = trial.ratio * expected
+    seconds = (tokens / trial.rate + tail, low / trial.rate + tail, high / trial.rate + tail)
+    return _Part(wanted, round(trial.made * asked), tokens, low, high, seconds)
 
-    def watch(waiting: int) -> None:
-        timeline.append((time.monotonic() - start, usage.tokens_emitted - before.tokens_emitted, waiting))
 
-    total = sum(len(responses[index].response_ids) for index in chosen) * settings.alternatives
-    with open_verifier(past.verifier) as verifier, bar("estimate", total, "rollouts") as advance:
-        work.run(
-            policy,
-            verifier,
-            greedy(past.decoding.loop_stop),
-            past.decoding.max_new_tokens,
-            progress=advance,
-            watch=watch,
+def _joint_part(
+    settings: EstimateSettings,
+    trial: _Trial,
+    sets: Sequence[Sequence[Span]],
+    lengths: Sequence[int],
+    free: float,
+    groups: int,
+) -> _Part:
+    """Return what sets take whose tokens are all free, each with this chance."""
+    count = expected = 0.0
+    for length, some in zip(lengths, sets, strict=True):
+        for start, end in some:
+            chance = free ** (end - start)
+            count += chance
+            expected += chance * expected_tokens(length, [start], settings.alternatives)
+    share = 1.0
+    if settings.joint_budget is not None and settings.joint_budget < trial.ratio * expected:
+        share = settings.joint_budget / (trial.ratio * expected)
+    wanted = round(share * count * settings.alternatives)
+    return _part(trial, share * expected, wanted, share * count, groups, settings.seed)
+
+
+class _Trials:
+    """Annotates a seeded sample for about the time allowed, and watches how fast it goes."""
+
+    def __init__(
+        self,
+        settings: EstimateSettings,
+        source: Annotatable,
+        policy: Policy,
+        verifier: Verifier,
+        kept: Sequence[bool],
+    ) -> None:
+        self._settings = settings
+        self._policy = policy
+        self._verifier = verifier
+        self._limit = source.past.decoding.max_new_tokens
+        self._greedy = greedy(source.past.decoding.loop_stop)
+        order = list(range(len(source.responses)))
+        random.Random(settings.seed).shuffle(order)
+        self._chosen = order[:_MOST_RESPONSES]
+        self._group = [source.responses[index] for index in self._chosen]
+        self._lengths = [len(response.response_ids) for response in self._group]
+        self._kept = [kept[index] for index in self._chosen]
+        tuning = policy.engine.tune()
+        # A first guess of the speed says how much fits into the trial; without one, a few hundred tokens a second.
+        speed = tuning["branches"] / _pass_seconds(tuning) if tuning else 300.0
+        kinds = 1 + (settings.rollouts_per_alternative is not None) + (settings.joint is not None)
+        self._allowed = settings.trial_seconds * speed / 2 / kinds
+        self.seconds = 0.0
+
+    def single(self, asked: Sequence[Sequence[int]]) -> _Trial:
+        """Try single tokens at a sample of the positions asked about."""
+        settings = self._settings
+        drawn = self._draw(asked, settings.alternatives + any(self._kept))
+        inquiries = [
+            Inquiry(length, settings.alternatives, every=settings.every_alternative, positions=positions, keep=keep)
+            for length, positions, keep in zip(self._lengths, drawn, self._kept, strict=True)
+        ]
+        trial = self._try(inquiries, self._greedy, drawn, settings.alternatives + any(self._kept))
+        known = [mask for inquiry in inquiries for mask in inquiry.critical()]
+        return replace(trial, free=known.count(False) / max(1, sum(map(len, drawn))))
+
+    def sampled(self, asked: Sequence[Sequence[int]]) -> _Trial:
+        """Try one sampled rollout of every alternative, and of the token itself."""
+        ranks = self._settings.alternatives + 1
+        drawn = self._draw(asked, ranks)
+        samplings = [
+            Sampling(length, self._settings.alternatives, draws=1, positions=positions)
+            for length, positions in zip(self._lengths, drawn, strict=True)
+        ]
+        decoding = Decoding(temperature=self._settings.temperature or 1.0)
+        return self._try(samplings, decoding, drawn, ranks)
+
+    def joint(self, sets: Sequence[Sequence[Span]]) -> _Trial:
+        """Try a sample of sets, whether their tokens are critical or not."""
+        settings = self._settings
+        drawn = choose(
+            [sets[index] for index in self._chosen],
+            self._lengths,
+            alternatives=settings.alternatives,
+            allowed=self._allowed,
+            seed=settings.seed,
         )
-    seconds, emitted, _ = timeline[-1]
+        inquiries = [Inquiry(len(some), settings.alternatives, every=settings.every_alternative) for some in drawn]
+        starts = [[start for start, _ in some] for some in drawn]
+        return self._try(inquiries, self._greedy, starts, settings.alternatives, sets=drawn)
+
+    def _draw(self, asked: Sequence[Sequence[int]], ranks: int) -> list[list[int]]:
+        """Return about as many positions of the responses tried as the time allows."""
+        mine = [asked[index] for index in self._chosen]
+        whole = sum(expected_tokens(length, some, ranks) for length, some in zip(self._lengths, mine, strict=True))
+        share = min(1.0, self._allowed / max(1, whole))
+        return [
+            sorted(some[place] for place in sample_positions(len(some), share * len(some), index)) if some else []
+            for index, some in zip(self._chosen, mine, strict=True)
+        ]
+
+    def _try(
+        self,
+        inquiries: Sequence[Questions],
+        decoding: Decoding,
+        starts: Sequence[Sequence[int]],
+        ranks: int,
+        *,
+        sets: Sequence[Sequence[Span]] | None = None,
+    ) -> _Trial:
+        """Ask inquiries about what begins at these positions, and take the time."""
+        work = Counterfactuals(
+            self._group,
+            inquiries,
+            alternatives=self._settings.alternatives,
+            sets=sets,
+            seed=self._settings.seed,
+        )
+        usage = self._policy.engine.usage
+        start, before = time.monotonic(), replace(usage)
+        timeline: list[tuple[float, int, int]] = []
+
+        def watch(waiting: int) -> None:
+            timeline.append((time.monotonic() - start, usage.tokens_emitted - before.tokens_emitted, waiting))
+
+        with bar("estimate", sum(inquiry.most for inquiry in inquiries), "rollouts") as advance:
+            work.run(self._policy, self._verifier, decoding, self._limit, progress=advance, watch=watch)
+        seconds, emitted, _ = timeline[-1]
+        self.seconds += seconds
+        rate, tail = _rate(timeline, emitted, seconds)
+        by_response: dict[tuple[str, int], list[Rollout]] = {response.key: [] for response in self._group}
+        for rollout in work.rollouts:
+            by_response[rollout.id, rollout.sample].append(rollout)
+        cases = []
+        for response, length, positions in zip(self._group, self._lengths, starts, strict=True):
+            made = by_response[response.key]
+            own = sum(len(rollout.ids) - rollout.position - 1 for rollout in made)
+            cases.append((expected_tokens(length, positions, ranks), own, len(positions), len(made)))
+        return _Trial(cases, rate, tail)
+
+
+def _rate(timeline: Sequence[tuple[float, int, int]], emitted: int, seconds: float) -> tuple[float, float]:
+    """Return the tokens a second while the batch was full, and the seconds that the last rollouts took alone."""
     fullest = max(waiting for *_, waiting in timeline)
     full = max((point for point in timeline if point[2] >= fullest / 2), default=timeline[-1])
-    rate = full[1] / full[0] if full[1] else emitted / seconds
-    tail = max(0.0, seconds - full[0] - (emitted - full[1]) / rate)
-    cases = []
-    for index, positions in zip(chosen, drawn, strict=True):
-        rollouts = [rollout for rollout in work.rollouts if rollout.id == responses[index].problem.id]
-        length = len(responses[index].response_ids)
-        own = sum(len(rollout.ids) - rollout.position - 1 for rollout in rollouts)
-        cases.append((expected_tokens(length, positions, settings.alternatives), own, len(positions), len(rollouts)))
-    return _Trial(cases, rate, tail, seconds)
+    rate = (full[1] / full[0] if full[1] else emitted / seconds) or 1.0
+    return rate, max(0.0, seconds - full[0] - (emitted - full[1]) / rate)
 
 
 def _pass_seconds(tuning: dict[str, float]) -> float:

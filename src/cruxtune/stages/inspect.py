@@ -18,7 +18,8 @@ from cruxtune.masks import TrainingRow
 from cruxtune.models import load_tokenizer, quiet_libraries
 from cruxtune.prompts import Renderer, tokenizer_hash
 from cruxtune.selectors import critical
-from cruxtune.settings import ModelSettings, PromptSettings, TrainSettings, build, recorded
+from cruxtune.settings import ModelSettings, PromptSettings, build, recorded
+from cruxtune.stage_settings import TrainSettings
 from cruxtune.store import finished_manifest
 from cruxtune.trainer import build_trainer
 

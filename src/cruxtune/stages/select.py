@@ -1,7 +1,8 @@
 """Stage 3: which tokens of the annotated responses are trained, and how much (DESIGN §6).
 
 Every method sees the same responses in the same order: those with at least one critical token. The policy is the one
-that annotated; `attention` and `rho1` read responses teacher-forced, once, before training.
+that annotated; `attention` and `rho1` read responses teacher-forced, once, before training. Weights may be put onto the
+tokens of the model that responded, where that has another tokenizer.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from cruxtune import selectors
@@ -18,6 +18,7 @@ from cruxtune.benchmark_rows import refuse_test_problems
 from cruxtune.errors import ConfigError, DataError
 from cruxtune.models import fingerprint, load_model, load_policy, load_tokenizer
 from cruxtune.progress import bar
+from cruxtune.projection import Projection
 from cruxtune.prompts import character_spans, tokenizer_hash
 from cruxtune.records import SELECTION_SCHEMA, Annotation, Selection
 from cruxtune.settings import EngineSettings, ModelSettings, PromptSettings, identity_of, recorded
@@ -41,12 +42,14 @@ def select(settings: SelectSettings) -> dict[str, Any]:
     policy = recorded(ModelSettings, manifest["settings"]["model"], settings.annotations)
     reference = policy.model_copy(update={"model": settings.reference, "revision": None, "adapter": None})
     candidates = _candidates(settings)
+    projection = Projection(settings.onto, manifest) if settings.onto else None
     output = settings.output
     groups = groups_of(len(candidates), _GROUP)
     identity = identity_of(
         settings,
         annotations=manifest["fingerprint"],
         reference=fingerprint(reference) if settings.reference else None,
+        onto=projection.fingerprint if projection else None,
     )
     with DatasetWriter(
         output.output,
@@ -60,14 +63,16 @@ def select(settings: SelectSettings) -> dict[str, Any]:
         if writer.complete and not pending:
             return writer.manifest
         weigher = _Weigher(settings, policy, reference, manifest["facts"]["tokenizer"])
-        kept = {name: manifest["facts"][name] for name in ("tokenizer", "chat_template", "eos_ids")}
+        facts = projection.facts if projection else manifest["facts"]
+        kept = {name: facts[name] for name in ("tokenizer", "chat_template", "eos_ids")}
         writer.describe({**kept, "reference": weigher.reference_facts})
         done = len(candidates) - sum(len(groups[group]) for group in pending)
         with bar(f"select {settings.method}", len(candidates), "responses", done) as advance:
             for group in pending:
                 started, rows = time.monotonic(), []
                 for index in groups[group]:
-                    rows.append(weigher.selection(candidates[index]))
+                    row = weigher.selection(candidates[index])
+                    rows.append(projection.onto(row, weigher.tokenizer) if projection else row)
                     advance(1)
                 cost = {"seconds": round(time.monotonic() - started, 3), **_counts(rows)}
                 writer.write(group, {"data": [row.to_row() for row in rows]}, cost)
@@ -77,33 +82,21 @@ def select(settings: SelectSettings) -> dict[str, Any]:
                 f"--method {settings.method} keeps none of {totals['response_tokens']:.0f} tokens, so there is nothing "
                 "to train on; choose another method, or annotate more responses"
             )
+        made_by = projection.model if projection else policy
+        tokenizer = projection.tokenizer if projection else weigher.tokenizer
         return writer.close(
-            settings=settings.model_dump(mode="json") | {"model": policy.model_dump(mode="json")},
+            settings=settings.model_dump(mode="json") | {"model": made_by.model_dump(mode="json")},
             shares={"kept": totals["tokens_kept"] / totals["response_tokens"]},
-            most_kept=_most_kept([Selection.from_row(row) for row in read_rows(output.output)], weigher.tokenizer),
+            most_kept=_most_kept([Selection.from_row(row) for row in read_rows(output.output)], tokenizer),
             peak_memory_gib=round(peak_memory_gib(), 2),
         )
 
 
-@dataclass(frozen=True)
-class _Candidate:
-    """A response with a critical token, and its number among the responses to its problem."""
-
-    annotation: Annotation
-    index: int
-
-
-def _candidates(settings: SelectSettings) -> list[_Candidate]:
-    seen = Counter[str]()
-    found = []
+def _candidates(settings: SelectSettings) -> list[Annotation]:
     annotations = [Annotation.from_row(row) for row in read_rows(settings.annotations)][: settings.output.limit]
     problems = (annotation.response.problem for annotation in annotations)
     refuse_test_problems(problems, f"--annotations {settings.annotations}")
-    for annotation in annotations:
-        name = annotation.response.problem.id
-        if any(annotation.critical):
-            found.append(_Candidate(annotation, seen[name]))
-        seen[name] += 1
+    found = [annotation for annotation in annotations if any(annotation.critical)]
     if not found:
         raise DataError(
             f"--annotations {settings.annotations}: none of {len(annotations)} responses has a critical token, so "
@@ -142,39 +135,39 @@ class _Weigher:
             names = ("architecture", "commit", "parameters", "dtype")
             self.reference_facts = {"model": settings.reference, **{name: facts[name] for name in names}}
 
-    def selection(self, candidate: _Candidate) -> Selection:
+    def selection(self, annotation: Annotation) -> Selection:
         """Return the response with its weights."""
-        annotation, settings = candidate.annotation, self._settings
+        settings = self._settings
         if settings.first and settings.second:
             join = selectors.union if settings.method == "union" else selectors.intersection
-            weights = join(self._weights(settings.first, candidate), self._weights(settings.second, candidate))
+            weights = join(self._weights(settings.first, annotation), self._weights(settings.second, annotation))
         else:
-            weights = self._weights(settings.method, candidate)
+            weights = self._weights(settings.method, annotation)
         response = annotation.response
         return Selection(
             id=response.problem.id,
-            index=candidate.index,
+            sample=response.sample,
             prompt_ids=response.prompt_ids,
             response_ids=response.response_ids,
             weights=weights,
             critical=annotation.critical,
+            undecided=annotation.undecided,
         )
 
-    def _weights(self, method: str, candidate: _Candidate) -> list[float]:
-        annotation = candidate.annotation
+    def _weights(self, method: str, annotation: Annotation) -> list[float]:
         response, mask = annotation.response, annotation.critical
-        ids = response.response_ids
+        ids, undecided = response.response_ids, annotation.undecided
         count = selectors.budget(mask, self._settings.share)
         match method:
             case "critical":
-                return selectors.critical(mask, unknown=self._unknown)
+                return selectors.critical(selectors.decided(mask, undecided, False), unknown=self._unknown)
             case "all":
                 return selectors.every(mask)
             case "non-critical":
-                return selectors.non_critical(mask, unknown=self._unknown)
+                return selectors.non_critical(selectors.decided(mask, undecided, True), unknown=self._unknown)
             case "random":
                 seed = self._settings.output.seed
-                return selectors.chance(len(ids), count, f"{seed}/{candidate.index}/{response.problem.id}")
+                return selectors.chance(len(ids), count, f"{seed}/{response.sample}/{response.problem.id}")
             case "numeric":
                 return selectors.numeric(*character_spans(self.tokenizer, ids))
             case "entropy":
@@ -209,6 +202,7 @@ def _counts(rows: Sequence[Selection]) -> dict[str, float]:
         "response_tokens": len(pairs),
         "tokens_kept": sum(weight > 0 for weight, _ in pairs),
         "critical_tokens": sum(critical is True for _, critical in pairs),
+        "undecided_tokens": sum(sum(row.undecided) for row in rows),
         "critical_kept": sum(weight > 0 and critical is True for weight, critical in pairs),
         "weight": sum(weight for weight, _ in pairs),
     }
