@@ -161,6 +161,7 @@ def flat(settings: BaseModel) -> dict[str, Any]:
 def nest(kind: type[BaseModel], leaves: Mapping[str, Any]) -> dict[str, Any]:
     """Return flat leaf fields as the nested fields of a settings class; unknown ones stay on top, to be refused there.
 
+    >>> from cruxtune.stage_settings import RespondSettings
     >>> nest(RespondSettings, {"model": "m", "max_new_tokens": 9, "typo": 1})
     {'model': {'model': 'm'}, 'decoding': {'max_new_tokens': 9}, 'typo': 1}
     """

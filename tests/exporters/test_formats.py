@@ -130,10 +130,12 @@ def test_fractions_are_refused_where_there_is_no_room_for_them(tmp_path: Path, n
     assert list(tmp_path.iterdir()) == []
 
 
-def test_rows_without_loss_are_refused(tmp_path: Path) -> None:
-    """Consumers treat such rows in different ways, none of them good."""
-    with pytest.raises(DataError, match="row 1 has no token to train on"):
-        write_rows("trl", tmp_path, [ROW, TrainingRow([1, 2], [0.0, 0.0])])
-    with pytest.raises(DataError, match="nothing to export"):
-        write_rows("trl", tmp_path, [])
+def test_rows_without_loss_are_left_out(tmp_path: Path) -> None:
+    """Consumers treat such rows in different ways, none of them good; without any other there is nothing to export."""
+    empty = TrainingRow([1, 2], [0.0, 0.0])
+    with pytest.raises(DataError, match="none of 1 rows has a token to train on"):
+        write_rows("trl", tmp_path, [empty])
     assert list(tmp_path.iterdir()) == []
+    counts = write_rows("trl", tmp_path, [empty, ROW, empty])
+    assert (counts["rows"], counts["rows_left_out"]) == (1, 2)
+    assert list(CONSUMERS["trl"].read(tmp_path)) == [ROW]

@@ -328,16 +328,16 @@ def shown(**leaves: Any) -> list[Any]:
 
 
 def test_inspected_rows_are_what_training_sees(annotations: Path, tmp_path: Path, tiny_tokenizer: Any) -> None:
-    """Before and after the collator the text is the row's and the marks are the critical tokens', padding counted."""
+    """The text is the row's, in the collator without what follows the last trained token, and padding is counted."""
     rows = shown(annotations=annotations, limit=4)
     tokenizer = tiny_tokenizer()
     expected = wanted(annotations)[:4]
-    longest = max(len(ids) for ids, _ in expected)
-    for row, (ids, labels) in zip(rows, expected, strict=True):
-        for pieces in (row.before, row.after):
-            assert "".join(piece for piece, _ in pieces) == tokenizer.decode(ids)
-            assert [weight > 0 for _, weight in pieces] == [label != -100 for label in labels]
-        assert row.padding == longest - len(ids)
+    lengths = [max(place for place, label in enumerate(labels) if label != -100) + 1 for _, labels in expected]
+    for row, (ids, labels), length in zip(rows, expected, lengths, strict=True):
+        for pieces, count in ((row.before, len(ids)), (row.after, length)):
+            assert "".join(piece for piece, _ in pieces) == tokenizer.decode(ids[:count])
+            assert [weight > 0 for _, weight in pieces] == [label != -100 for label in labels[:count]]
+        assert row.padding == max(lengths) - length
     assert any(row.padding for row in rows)
     exported(annotations, "torchtune", tmp_path / "out")
     assert shown(exported=tmp_path / "out", limit=4) == rows
@@ -354,15 +354,15 @@ def test_inspect_prints_brackets_where_there_is_no_terminal(
     annotations: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A head line for each view with its counts, then the text with brackets around trained tokens."""
-    from cruxtune.printing import inspected
+    from cruxtune.printing import show_inspect
 
     rows = shown(annotations=annotations, limit=1)
-    inspected(rows)
+    show_inspect(rows)
     printed = capsys.readouterr().out
     trained = sum(weight > 0 for _, weight in rows[0].before)
     heads = [line for line in printed.splitlines() if line.startswith("# row 0 ")]
     assert heads == [
-        f"# row 0 {when} the collator: {len(rows[0].before)} tokens, {trained} with loss"
-        for when in ("before", "after")
+        f"# row 0 {when} the collator: {len(pieces)} tokens, {trained} with loss"
+        for when, pieces in (("before", rows[0].before), ("after", rows[0].after))
     ]
     assert printed.count("[") >= 2 * trained > 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -75,11 +75,15 @@ def write_rows(
     count: dict[str, Any] = {"rows": 0, "rows_left_out": 0, "tokens": 0, "tokens_trained": 0, "longest_row": 0}
     count["fractional"] = False
 
-    def counted() -> Iterator[TrainingRow]:
-        for number, row in enumerate(rows):
-            if not row.trained:  # no trainer has a use for it, and some divide by the number of its trained tokens
+    def useful() -> Iterator[TrainingRow]:
+        for row in rows:
+            if row.trained:
+                yield row
+            else:  # no trainer has a use for it, and some divide by the number of its trained tokens
                 count["rows_left_out"] += 1
-                continue
+
+    def counted(kept: Iterable[TrainingRow]) -> Iterator[TrainingRow]:
+        for number, row in enumerate(kept):
             if row.fraction is not None and not consumer.fractional:
                 able = ", ".join(name for name, other in CONSUMERS.items() if other.fractional)
                 raise ConfigError(
@@ -94,9 +98,11 @@ def write_rows(
             yield row
 
     write: Callable[[Path, Iterable[TrainingRow]], None] = write_labels_and_masks if assistant_masks else consumer.write
-    write(directory, counted())
-    if not count["rows"]:
+    found = useful()
+    first = next(found, None)
+    if first is None:
         raise DataError(f"none of {count['rows_left_out']} rows has a token to train on, so there is nothing to export")
+    write(directory, counted(chain([first], found)))
     return count
 
 
