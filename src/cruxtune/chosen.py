@@ -122,13 +122,19 @@ class Chosen:
         Raises:
             ConfigError: it is another one now.
         """
-        tokenizer = load_tokenizer(self.model)
-        if tokenizer_hash(tokenizer) != self.tokenizer_hash:
-            raise ConfigError(
-                f"the tokenizer of {self.model.model} is no longer the one that made {self.flag} {self.path}; "
-                "annotate again"
-            )
-        return tokenizer
+        return tokenizer_that_made(f"{self.flag} {self.path}", self.model, self.tokenizer_hash)
+
+
+def tokenizer_that_made(what: str, model: ModelSettings, expected: str) -> Any:
+    """Return a model's tokenizer, which `what` was made with; `expected` is its hash from then.
+
+    Raises:
+        ConfigError: it is another one now.
+    """
+    tokenizer = load_tokenizer(model)
+    if tokenizer_hash(tokenizer) != expected:
+        raise ConfigError(f"the tokenizer of {model.model} is no longer the one that made {what}; annotate again")
+    return tokenizer
 
 
 def _trainable(row: Mapping[str, Any]) -> list[bool | None]:

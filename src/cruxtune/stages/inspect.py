@@ -10,13 +10,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from cruxtune.chosen import Chosen
-from cruxtune.errors import ConfigError, DataError
+from cruxtune.chosen import Chosen, tokenizer_that_made
+from cruxtune.errors import DataError
 from cruxtune.exporters import CONSUMERS
 from cruxtune.exporters.settings import InspectSettings
 from cruxtune.masks import TrainingRow
-from cruxtune.models import load_tokenizer, quiet_libraries
-from cruxtune.prompts import Renderer, tokenizer_hash
+from cruxtune.models import quiet_libraries
+from cruxtune.prompts import Renderer
 from cruxtune.selectors import critical
 from cruxtune.settings import ModelSettings, PromptSettings, build, recorded
 from cruxtune.stage_settings import TrainSettings
@@ -69,9 +69,7 @@ def _rows_and_tokenizer(settings: InspectSettings) -> tuple[list[TrainingRow], A
     if manifest["settings"]["to"] == "dpo":
         raise DataError(f"--exported {source} holds preference pairs, all of whose continuations are trained")
     model = recorded(ModelSettings, manifest["settings"]["model"], source)
-    tokenizer = load_tokenizer(model)
-    if tokenizer_hash(tokenizer) != manifest["facts"]["tokenizer"]:
-        raise ConfigError(f"the tokenizer of {model.model} is no longer the one that made {source}; annotate again")
+    tokenizer = tokenizer_that_made(str(source), model, manifest["facts"]["tokenizer"])
     return list(islice(CONSUMERS[manifest["settings"]["to"]].read(source), settings.limit)), tokenizer
 
 

@@ -15,11 +15,12 @@ from typing import Any
 from cruxtune import selectors
 from cruxtune.accounting import peak_memory_gib
 from cruxtune.benchmark_rows import refuse_test_problems
+from cruxtune.chosen import tokenizer_that_made
 from cruxtune.errors import ConfigError, DataError
-from cruxtune.models import fingerprint, load_model, load_policy, load_tokenizer
+from cruxtune.models import fingerprint, load_model, load_policy
 from cruxtune.progress import bar
 from cruxtune.projection import Projection
-from cruxtune.prompts import character_spans, tokenizer_hash
+from cruxtune.prompts import character_spans
 from cruxtune.records import SELECTION_SCHEMA, Annotation, Selection
 from cruxtune.settings import EngineSettings, ModelSettings, PromptSettings, identity_of, recorded
 from cruxtune.stage_settings import SelectSettings
@@ -115,13 +116,8 @@ class _Weigher:
         self._unknown = float(settings.unknown == "train")
         self._reader: Any = None
         self._reference: Any = None
-        self.tokenizer = load_tokenizer(policy)
+        self.tokenizer = tokenizer_that_made(f"--annotations {settings.annotations}", policy, tokenizer)
         self.reference_facts: dict[str, Any] | None = None
-        if tokenizer_hash(self.tokenizer) != tokenizer:
-            raise ConfigError(
-                f"the tokenizer of {policy.model} is no longer the one that made --annotations {settings.annotations}; "
-                "annotate again"
-            )
         if "attention" in settings.methods:
             self._reader = _attention_reader(policy)
         if "rho1" in settings.methods:
