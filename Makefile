@@ -27,7 +27,7 @@ check: setup  ## Style, types, import direction, and that importing the package 
 	HF_HUB_OFFLINE=1 $(BIN)/pytest -q tests/test_project.py -k torch
 
 test: check  ## The checks, then all tests
-	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)/pytest $(PYTEST_ARGS)
+	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)/pytest --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
 
 test-integration: setup  ## Exports through the other trainers' own code, in .consumers (about 1 GB, made once)
 	@scripts/consumers

@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from cruxtune.engines.base import Engine
@@ -76,6 +77,11 @@ def shares(accounting: dict[str, float]) -> dict[str, Any]:
 
 def peak_memory_gib() -> float:
     """Return the most memory that this process has held so far, in GiB."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        # Not `ru_maxrss`, which on Linux begins with what the parent held when it started this process.
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / (1 << 20)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # Linux counts KiB, macOS bytes.
     return peak / (1 << 30 if sys.platform == "darwin" else 1 << 20)

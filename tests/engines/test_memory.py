@@ -118,9 +118,10 @@ def test_out_of_memory_with_one_branch_is_an_error(
 
 
 LIMITED = """
-import json, resource, sys
+import json, sys
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
+from cruxtune.accounting import peak_memory_gib
 from cruxtune.engines.base import Decoding, Fork, roll_out
 from cruxtune.engines.memory import held_bytes
 from cruxtune.engines.transformers import TransformersEngine
@@ -139,7 +140,7 @@ engine = TransformersEngine(model, eos_ids=[], context_length=600, batch_size=25
 response = list(range(40))
 forks = [Fork(0, t, token) for t in range(40) for token in range(58, 64)]
 found = roll_out(engine, [([1, 2], response)], forks, max_tokens=160, decoding=Decoding())
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+peak = peak_memory_gib()
 print(json.dumps({"limit": limit, "peak": peak, "done": len(found)}))
 """
 

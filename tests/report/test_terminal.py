@@ -2,8 +2,13 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from cruxtune.report.terminal import CRITICAL_STYLE, mark
+from cruxtune.report.terminal import CRITICAL_STYLE, marked
 from cruxtune.report.text import one_line, printable
+
+
+def mark(annotation, pieces):
+    """Return a response with its critical tokens marked."""
+    return marked(pieces(annotation.response.response_ids), annotation.critical)
 
 
 def test_marked_text_reads_as_the_response(annotations, pieces) -> None:

@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from rich.text import Text
 
-from cruxtune.records import Annotation
 from cruxtune.report.text import printable
 
 CRITICAL_STYLE = "bold underline yellow"
 """Weight and underline carry the mark where there is no colour."""
 
 
-def mark(annotation: Annotation, pieces: Callable[[Sequence[int]], list[str]]) -> Text:
-    """Return the response's text with its critical tokens bold, underlined and coloured.
-
-    A newline in a critical token is preceded by ↵, and an empty one shown as ∅: else nothing there could carry a mark.
-
-    Args:
-        annotation: The response and which of its tokens are critical.
-        pieces: Gives one string per token id.
-    """
-    return marked(pieces(annotation.response.response_ids), annotation.critical)
-
-
 def marked(pieces: Sequence[str], marks: Sequence[bool | float | None]) -> Text:
-    """Return pieces of text as one, those with a mark in the style of critical tokens."""
+    """Return pieces of text as one, those with a mark bold, underlined and coloured.
+
+    A newline in a marked piece is preceded by ↵, and an empty one shown as ∅: else nothing there could carry a mark.
+    """
     text = Text()
     for piece, mark in zip(pieces, marks, strict=True):
         text.append(_visible(piece) if mark else printable(piece), style=CRITICAL_STYLE if mark else None)
