@@ -78,7 +78,7 @@ def test_the_batch_is_shared(environment: pytest.MonkeyPatch) -> None:
         ({"PARALLELISM_CONFIG_CP_SIZE": "2"}, "cuda", {}, r"context parallelism \(parallelism_config_cp_size: 2\)"),
         ({"PARALLELISM_CONFIG_SP_SIZE": "2"}, "cuda", {}, "sequence parallelism .* set it to 1"),
         ({"PARALLELISM_CONFIG_TP_SIZE": "4"}, "cuda", {}, "tensor parallelism"),
-        ({"ACCELERATE_USE_FSDP": "true"}, "cpu", {}, "FSDP spreads weights over GPUs, .* cpu-2.yaml"),
+        ({"ACCELERATE_USE_FSDP": "true"}, "cpu", {}, "FSDP spreads weights over GPUs, .*/cpu-2.yaml"),
         ({"ACCELERATE_USE_FSDP": "true"}, "cuda", {"probe": 2}, "--validation and --probe .* FSDP does not allow"),
         ({"WORLD_SIZE": "2"}, "cpu", {"trainer": {"train_sampling_strategy": "batch_rebalance"}}, "group_by_length"),
     ],
