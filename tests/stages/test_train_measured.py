@@ -358,12 +358,10 @@ def test_reports_get_the_curves(annotations: Path, tmp_path: Path, monkeypatch: 
 
 
 def test_tensorboard_has_the_curves(annotations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the TensorBoard callback writes, with the curves by step, is beside the checkpoint.
-
-    Its files are TensorBoard's business; a writer of JSON lines takes the place of a package that is not installed.
-    """
+    """What its callback writes, with the curves by step, is beside the checkpoint."""
     from transformers.integrations import integration_utils
 
+    # The format of its files is TensorBoard's business, and its package is none of ours.
     class Writer:
         def __init__(self, log_dir: str) -> None:
             Path(log_dir).mkdir(parents=True)
