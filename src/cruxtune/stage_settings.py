@@ -316,8 +316,8 @@ class TrainSettings(Settings):
             raise ValueError("this is a method of `cruxtune select`, whose output goes to --selection")
         if value not in (None, *TRAIN_METHODS):
             raise ValueError(
-                f"is none of {', '.join(TRAIN_METHODS)}, which choose tokens by themselves, nor of the methods of "
-                f"`cruxtune select` ({', '.join(SELECT_METHODS)}), whose output goes to --selection"
+                f"is none of {', '.join(TRAIN_METHODS)}, nor of the methods of `cruxtune select` "
+                f"({', '.join(SELECT_METHODS)}), which recipes may name here and whose output goes to --selection"
             )
         return value
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 _LABELS = "the labels are ours: which tokens are trained is what --method decides"
 _BATCHES = "methods would no longer see the same rows in the same batches"
 _MEASURED = "use --validation, --probe, --evaluate-every and --keep"
-_LAUNCHED = "use `accelerate launch --config_file`; recipes/accelerate has examples"
+_LAUNCHED = "it is the launcher's: use `accelerate launch` with a file of recipes/accelerate"
 _OURS = "the model and tokenizer are ours to load"
 
 REFUSED_TRAINER_FIELDS = {
