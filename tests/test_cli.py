@@ -85,7 +85,22 @@ RESPOND = "respond --model /nowhere --output out --problems"
         ("annotate --responses r --output out --temperature 0.7", None, ["--rollouts-per-alternative"]),
         ("annotate --responses r --output out --joint lines", None, ["--joint: Input should be 'pairs' or 'spans'"]),
         (f"{RESPOND} p.jsonl --samples 2 --worked-solutions", [GOOD], ["leave out --samples"]),
-        ("train --method dpo --output out", None, ["--method: Input should be 'cft', 'sft' or 'gold' (got 'dpo')"]),
+        (
+            "train --method dpo --output out",
+            None,
+            ["--method: is none of cft, sft, gold", "(critical, all, ", "intersection)", "(got 'dpo')"],
+        ),
+        ("train --method entropy --output out", None, ["--method: this is a method of `cruxtune select`"]),
+        (
+            "select --method entropi --annotations a --output out",
+            None,
+            ["--method: Input should be 'critical', 'all'", "'entropy'", "'intersection' (got 'entropi')"],
+        ),
+        (
+            "train --method cft --annotations a --output out --strict-answers --max-new-tokens 9",
+            None,
+            ["--strict-answers, --max-new-tokens: say how --validation answers", "leave them out"],
+        ),
         ("train --method cft --output out", None, ["needs --annotations"]),
         (
             "train --method cft --annotations a --output out --trainer packing=true",

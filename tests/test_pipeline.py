@@ -191,3 +191,42 @@ def test_splits_share_no_question(tmp_path: Path, separate: bool) -> None:
     manifest = prepare_problems(recipe)
     assert manifest["rows"] == {"coldstart": 192, "train": 24, "heldout": 24}
     shares_no_question(tmp_path / "out")
+
+
+def test_a_recipe_selects_tokens_and_trains_on_them(
+    tmp_path: Path, tiny_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model of `train` with a method of `select` has a step of its own for that, whose output it is trained on."""
+    import yaml
+
+    from cruxtune.pipeline import run as run_recipe
+    from cruxtune.recipe import read_recipe
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "judge_even.py").write_text(JUDGE)
+    recipe = {
+        "output": "out",
+        "model": {"model": str(tiny_checkpoint(tmp_path / "model")), "dtype": "float64"},
+        "problems": {"problems": "gym:chain_sum", "size": 60, "kind": "custom"},
+        "splits": {"train": 10, "heldout": 3},
+        "verifier": {"verifier": "judge_even:judge"},
+        "decoding": {"max_new_tokens": 16},
+        "engine": {"batch_size": 8, "draft_length": 2},
+        "train": {
+            "surprising": {"method": "entropy", "share": 0.5, "epochs": 1, "batch_size": 2},
+            "cft": {"method": "cft", "epochs": 1, "batch_size": 2},
+        },
+    }
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
+    done = run_recipe(read_recipe(tmp_path / "recipe.yaml", {})).manifests
+    names = ["problems", "respond", "annotate", "select surprising", "train surprising", "train cft"]
+    assert list(done)[:6] == names
+    chosen, trained, cft = (done[name] for name in names[3:])
+    rows = list(read_rows(tmp_path / "out" / "selections" / "surprising"))
+    kept = [sum(weight > 0 for weight in row["weights"]) for row in rows]
+    assert kept == [max(1, round(0.5 * len(row["response_ids"]))) for row in rows]
+    assert trained["identity"]["selection"] == chosen["fingerprint"]
+    assert trained["facts"]["method"] == "entropy"
+    assert trained["facts"]["tokens_per_epoch"] == sum(kept)
+    assert trained["facts"]["rows"] == cft["facts"]["rows"] == len(rows) > 2
+    assert {"start", "surprising", "cft"} == {name.removeprefix("evaluate ") for name in done if "evaluate" in name}

@@ -19,7 +19,7 @@ from packaging.version import Version
 
 ROOT = Path(__file__).parent.parent
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
-RECIPES = sorted([*(ROOT / "recipes").rglob("*.yaml"), ROOT / "src" / "cruxtune" / "demo.yaml"])
+RECIPES = sorted([*(ROOT / "recipes").glob("*.yaml"), ROOT / "src" / "cruxtune" / "demo.yaml"])
 
 HEAVY = ("torch", "transformers", "datasets", "trl", "peft", "accelerate")
 """What only a running stage may import."""

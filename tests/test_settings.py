@@ -406,7 +406,7 @@ def test_sections_of_stages_are_checked_with_the_plan(tmp_path: Path) -> None:
         "coldstart.epochs: Input should be greater than 0 (got -1",
         "annotate.alternative: there is no such setting",
         "train.cft: trainer field packing is refused",
-        "train.x.method: Input should be 'cft', 'sft' or 'gold' (got 'dpo')",
+        "train.x.method: is none of cft, sft, gold, nor of the methods of `cruxtune select` (critical, all, ",
         "evaluate.samples: Input should be greater than or equal to 0 (got -2)",
     ):
         assert message.count(part) == 1

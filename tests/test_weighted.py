@@ -278,6 +278,20 @@ def test_lora_trains_with_weights(trained: Callable[..., Any]) -> None:
     same(whole, pieces)
 
 
+def test_weights_keep_their_precision(trained: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where numbers of a batch take the model's precision, as with DeepSpeed in bfloat16, weights do not."""
+    import torch
+    from transformers import Trainer
+
+    rows = rows_of(17, weights=(0.0, 1 / 3, 0.7))
+    _, _, trainer = trained(rows, epochs=1)
+    batch = trainer.data_collator([trainer.train_dataset[place] for place in range(8)])
+    rounded = {name: value.bfloat16() if value.is_floating_point() else value for name, value in batch.items()}
+    monkeypatch.setattr(Trainer, "_prepare_inputs", lambda *_: rounded)
+    assert torch.equal(trainer._prepare_inputs(batch)["weights"], batch["weights"])
+    assert not torch.equal(rounded["weights"].float(), batch["weights"])
+
+
 def test_prompt_tuning_adapters_are_refused(trained: Callable[..., Any], tiny_model: Callable[..., Any]) -> None:
     """Their virtual tokens would shift every weight."""
     from peft import PromptTuningConfig, get_peft_model

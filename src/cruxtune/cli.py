@@ -15,10 +15,10 @@ import yaml
 from pydantic import BaseModel
 from rich.logging import RichHandler
 
-from cruxtune import printing
+from cruxtune import printing, processes
 from cruxtune.benchmarks import BenchmarkSettings
 from cruxtune.contamination import ContaminationSettings
-from cruxtune.errors import CruxtuneError, DataError
+from cruxtune.errors import ConfigError, CruxtuneError, DataError, ElsewhereError
 from cruxtune.exporters.settings import ExportSettings, InspectSettings
 from cruxtune.options import DRY_RUN, merged, nested_values, with_options
 from cruxtune.progress import stderr
@@ -58,15 +58,23 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
+    context: typer.Context,
     version_: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    pass
+    if processes.count() > 1 and context.invoked_subcommand != "train":
+        raise ConfigError(
+            f"cruxtune {context.invoked_subcommand} is one process, and {processes.count()} were started; only train "
+            "takes several: run it without the launcher"
+        )
 
 
 def main() -> None:
     """Run the command line; user errors are one line on stderr and exit code 2, an interrupt is 130."""
+    if processes.index() > 0:
+        # The first of several processes speaks for all.
+        stderr.quiet, sys.stdout = True, open(os.devnull, "w")  # noqa: SIM115
     handler = RichHandler(console=stderr, show_time=False, show_path=False)
     logging.getLogger("cruxtune").addHandler(handler)
     # TRL reports its use to the Hub unless told otherwise; nobody asked for that.
@@ -77,6 +85,9 @@ def main() -> None:
         # typer turns an interrupt into this exit code by itself.
         if app(standalone_mode=False) == INTERRUPTED:
             raise KeyboardInterrupt
+        processes.leave()
+    except ElsewhereError:
+        sys.exit(2)
     except CruxtuneError as error:
         _fail(str(error))
     except (KeyboardInterrupt, typer.Abort):
@@ -95,7 +106,10 @@ def main() -> None:
 
 
 def _fail(message: str) -> None:
-    stderr.print("error: " + " ".join(message.split()), style="red", markup=False, soft_wrap=True)
+    # Until processes are connected, those of a machine have the same errors.
+    if processes.speaks() or processes.joined():
+        stderr.quiet = False
+        stderr.print("error: " + " ".join(message.split()), style="red", markup=False, soft_wrap=True)
     sys.exit(2)
 
 

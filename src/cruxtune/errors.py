@@ -34,3 +34,7 @@ class ModelError(CruxtuneError):
 
 class VerifierError(CruxtuneError):
     """A verifier that cannot be started or imported."""
+
+
+class ElsewhereError(CruxtuneError):
+    """Another process of the same training failed, and says why itself."""

@@ -130,6 +130,42 @@ def load_policy(settings: ModelSettings, prompt: PromptSettings, engine_settings
     return Policy(engine, renderer, facts)
 
 
+def load_renderer(settings: ModelSettings, prompt: PromptSettings) -> Policy:
+    """Return what there is of the policy without its weights: prompts, token ids, and the facts that configs have.
+
+    Raises:
+        ModelError: it cannot be loaded.
+    """
+    from transformers import AutoConfig, GenerationConfig
+
+    from cruxtune.engines.absent import AbsentEngine
+
+    where = locate(settings)
+    options: dict[str, Any] = {"revision": settings.revision}
+    gguf = {"gguf_file": where.gguf} if where.gguf else {}
+    with quiet_libraries(), redirect_stderr(io.StringIO()), _explained(settings.model):
+        config = AutoConfig.from_pretrained(
+            where.source, trust_remote_code=settings.trust_remote_code, **options, **gguf
+        )
+        try:
+            generation = GenerationConfig.from_pretrained(where.source, **options)
+        except OSError:
+            # As transformers has it for a model without one.
+            generation = GenerationConfig.from_model_config(config)
+    tokenizer = load_tokenizer(settings)
+    eos_ids = _end_of_sequence_ids(generation, tokenizer)
+    engine = AbsentEngine(eos_ids, context_length=context_length(config))
+    renderer = Renderer(tokenizer, prompt)
+    facts = {
+        "architecture": next(iter(config.architectures or []), None),
+        "commit": getattr(config, "_commit_hash", None),
+        "eos_ids": eos_ids,
+        "context_length": engine.context_length,
+        **renderer.facts(),
+    }
+    return Policy(engine, renderer, facts)
+
+
 def load_model(settings: ModelSettings) -> tuple[Any, Any]:
     """Return (model, tokenizer), the model on its device and in its precision.
 
@@ -181,7 +217,11 @@ def load_tokenizer(settings: ModelSettings) -> Any:
 
 def end_of_sequence_ids(model: Any, tokenizer: Any) -> list[int]:
     """Return the ids that end a response: those of the generation config and the tokenizer's, sorted."""
-    configured = model.generation_config.eos_token_id if model.generation_config is not None else None
+    return _end_of_sequence_ids(model.generation_config, tokenizer)
+
+
+def _end_of_sequence_ids(generation: Any, tokenizer: Any) -> list[int]:
+    configured = generation.eos_token_id if generation is not None else None
     ids = set(configured if isinstance(configured, list) else [] if configured is None else [configured])
     if tokenizer.eos_token_id is not None:
         ids.add(tokenizer.eos_token_id)

@@ -18,6 +18,7 @@ from cruxtune.settings import (
     PromptSettings,
     Settings,
     VerifierSettings,
+    flag,
 )
 from cruxtune.trainer_fields import REFUSED_TRAINER_FIELDS
 
@@ -252,10 +253,14 @@ class HubSettings(Settings):
     public: bool = Field(False, description="Make the repository public if --push-to-hub has to create it.")
 
 
+TrainMethod = Literal["cft", "sft", "gold"]
+TRAIN_METHODS: tuple[str, ...] = get_args(TrainMethod)
+
+
 class TrainSettings(Settings):
     """Stage 4: fine-tune on the chosen tokens."""
 
-    method: Literal["cft", "sft", "gold"] | None = Field(
+    method: TrainMethod | None = Field(
         None,
         description="cft: critical tokens only; sft: every token of the same responses; gold: the problems' worked "
         "solutions (a cold start). Not with --selection, which has a method of its own.",
@@ -283,9 +288,11 @@ class TrainSettings(Settings):
         description="cft: what to do with tokens that annotation did not ask about (--positions, --token-budget).",
     )
     epochs: float = Field(3.0, gt=0, description="Passes over the rows; the paper uses 3.")
-    batch_size: int = Field(16, gt=0, description="Rows per optimizer step and device.")
+    batch_size: int = Field(16, gt=0, description="Rows per optimizer step, over all devices.")
     micro_batch_size: int | None = Field(
-        None, gt=0, description="Rows per forward pass; smaller ones are accumulated (by default the whole batch)."
+        None,
+        gt=0,
+        description="Rows per forward pass of a device; smaller ones are accumulated (by default its whole share).",
     )
     packing: int | None = Field(
         None,
@@ -304,9 +311,14 @@ class TrainSettings(Settings):
 
     @field_validator("method", mode="before")
     @classmethod
-    def _not_a_selector(cls, value: Any) -> Any:
+    def _known(cls, value: Any) -> Any:
         if value in SELECT_METHODS:
             raise ValueError("this is a method of `cruxtune select`, whose output goes to --selection")
+        if value not in (None, *TRAIN_METHODS):
+            raise ValueError(
+                f"is none of {', '.join(TRAIN_METHODS)}, nor of the methods of `cruxtune select` "
+                f"({', '.join(SELECT_METHODS)}), which recipes may name here and whose output goes to --selection"
+            )
         return value
 
     @model_validator(mode="after")
@@ -324,6 +336,10 @@ class TrainSettings(Settings):
                 f"method {self.method} trains on annotated responses; --decontaminate and --benchmarks-dir belong to "
                 "the `cruxtune respond` that chose their problems"
             )
+        answering = [part for part in (self.verifier, self.decoding) if part]
+        if self.validation.validation is None and answering:
+            given = ", ".join(flag(name) for part in answering for name in sorted(part.model_fields_set))
+            raise ValueError(f"{given}: say how --validation answers and judges, which is missing; leave them out")
         if self.method == "gold" and self.validation.probe:
             raise ValueError("--probe reads annotated responses, which method gold has none of")
         if self.micro_batch_size and self.batch_size % self.micro_batch_size:

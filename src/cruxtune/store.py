@@ -57,22 +57,29 @@ class Workspace:
     """A directory that one process at a time may write, and its manifest.
 
     `identity` holds what determines the content (settings, model, source, seed) as a flat mapping. A directory with
-    results of another identity is refused, naming the first field that differs, unless `overwrite`.
+    results of another identity is refused, naming the first field that differs, unless `overwrite`. With `writes` off,
+    another process has entered it already: this one holds no lock, and keeps what it is told to itself.
 
     Raises:
         StoreError: another process holds the directory, it belongs to other settings, it is no dataset of ours, or it
             cannot be written.
     """
 
-    def __init__(self, path: Path, stage: str, identity: Mapping[str, Any], *, overwrite: bool = False) -> None:
+    def __init__(
+        self, path: Path, stage: str, identity: Mapping[str, Any], *, overwrite: bool = False, writes: bool = True
+    ) -> None:
         self.path = path
         self.stage = stage
         self.identity = json.loads(json.dumps(identity))
         self._overwrite = overwrite
+        self._writes = writes
         self._lock: int | None = None
         self.manifest: dict[str, Any] = {}
 
     def __enter__(self) -> Workspace:
+        if not self._writes:
+            self.manifest = read_manifest(self.path)
+            return self
         if self.path.exists() and not self.path.is_dir():
             raise StoreError(f"--output {self.path} is a file; name a directory")
         try:
@@ -121,6 +128,8 @@ class Workspace:
 
     def save(self) -> None:
         """Write the manifest atomically."""
+        if not self._writes:
+            return
         text = json.dumps(self.manifest, indent=2, ensure_ascii=False) + "\n"
         write_atomic(self.path / MANIFEST, text.encode())
 

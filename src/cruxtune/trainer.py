@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from cruxtune.errors import ConfigError, DataError
-from cruxtune.masks import TrainingRow
+from cruxtune.masks import IGNORE_INDEX, TrainingRow
 from cruxtune.models import computes_in_bfloat16, locate, pick_device, quiet_libraries
+from cruxtune.processes import agreed, count, from_first, index, share_batch
 from cruxtune.progress import bar
 from cruxtune.settings import ModelSettings
 from cruxtune.stage_settings import LoraSettings, TrainSettings, ValidationSettings
@@ -25,6 +26,14 @@ STATE = "trainer_state.json"
 SAVE_EVERY = 180.0
 """Seconds of training between checkpoints: the most that a crash costs. A checkpoint is three times the weights."""
 _NEVER = 10**9
+_PARTS = (
+    # By itself; in one file or in shards of FSDP; DeepSpeed's.
+    ("optimizer.pt", "optimizer.bin", "optimizer_0", "latest"),
+    ("scheduler.pt",),
+    # Of one process, or of the first of several.
+    ("rng_state.pth", "rng_state_0.pth"),
+)
+"""What a checkpoint must have besides its state: one of each."""
 _LOGGED = ("step", "epoch", "loss", "grad_norm", "learning_rate")
 
 
@@ -45,8 +54,8 @@ def build_trainer(
     """Return the trainer for these rows; checkpoints go to `work`.
 
     Raises:
-        ConfigError: SFTConfig refuses a field of `settings.trainer`, the model has a prompt-tuning adapter, or rows are
-            to be packed into less than the longest of them.
+        ConfigError: SFTConfig refuses a field of `settings.trainer`, the model has a prompt-tuning adapter, rows are
+            to be packed into less than the longest of them, or the processes cannot share the batch.
     """
     from peft import LoraConfig
     from transformers.integrations import get_reporting_integration_callbacks
@@ -60,13 +69,13 @@ def build_trainer(
     os.environ.pop("ACCELERATE_MIXED_PRECISION", None)
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     device = pick_device(asked.device)
-    micro = settings.micro_batch_size or settings.batch_size
+    micro, accumulated = share_batch(settings)
     options: dict[str, Any] = {
         "output_dir": str(work),
         "learning_rate": settings.learning_rate,
         "num_train_epochs": settings.epochs,
         "per_device_train_batch_size": micro,
-        "gradient_accumulation_steps": settings.batch_size // micro,
+        "gradient_accumulation_steps": accumulated,
         "seed": settings.output.seed,
         # Spaced, since an epoch's order is drawn from data_seed + epoch; unset, it would depend on what ran before.
         "data_seed": settings.output.seed * 1000,
@@ -90,6 +99,8 @@ def build_trainer(
         config = SFTConfig(**options)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"--trainer: SFTConfig refuses these fields: {error}") from error
+    # A process has one device. DataParallel, which would take them all, cuts batches where weights are not looked for.
+    config._n_gpu = min(config.n_gpu, 1)
     try:
         for callback in get_reporting_integration_callbacks(config.report_to):
             callback()
@@ -115,21 +126,28 @@ def build_trainer(
 
 
 def _dataset(rows: Sequence[TrainingRow], packing: int | None) -> Any:
-    """Return the rows as a dataset, packed if asked for: by their whole length, so that methods share every batch."""
-    from datasets import Dataset
+    """Return the rows as a dataset, packed if asked for: by their whole length, so that methods share every batch.
+
+    For several processes there is a blank one behind them; see `cruxtune.weighted`.
+    """
+    from datasets import Dataset, concatenate_datasets
     from trl.data_utils import pack_dataset
 
     columns = [{"input_ids": row.input_ids, "labels": row.labels, "weights": row.weights} for row in rows]
-    dataset = Dataset.from_list(columns)
+    blank = {"input_ids": [0, 0], "labels": [IGNORE_INDEX] * 2, "weights": [0.0] * 2}
+    blanks = [blank] if count() > 1 else []
     if packing is None:
-        return dataset
+        return Dataset.from_list([*columns, *blanks])
+    dataset = Dataset.from_list(columns)
     longest = max(len(row.input_ids) for row in rows)
     if packing < longest:
         raise ConfigError(
             f"--packing {packing} is less than the longest row has tokens ({longest}), and rows are never cut; "
             f"use at least {longest}"
         )
-    return pack_dataset(dataset, packing, "bfd")
+    packed = pack_dataset(dataset, packing, "bfd")
+    filling = Dataset.from_list([{**blank, "seq_lengths": [2]}], features=packed.features)
+    return concatenate_datasets([packed, filling]) if blanks else packed
 
 
 def _refuse_virtual_tokens(model: Any, asked: ModelSettings) -> None:
@@ -155,14 +173,13 @@ def run_trainer(
     The log has an entry per step, and one per examination where `trainer.examination` is set; `measured` says when
     those are and what follows from them, `save` writes the weights of the best one into a directory. `on_save` is
     called after every checkpoint.
-
-    Raises:
-        ConfigError: an examination of a model whose weights are spread over devices.
     """
     from transformers import PrinterCallback
 
     args = trainer.args
-    checkpoint = last_checkpoint(Path(args.output_dir))
+    with agreed():
+        found = last_checkpoint(Path(args.output_dir)) if index() == 0 else None
+    checkpoint = from_first(found)
     per_epoch = math.ceil(len(trainer.get_train_dataloader()) / args.gradient_accumulation_steps)
     steps = args.max_steps if args.max_steps > 0 else math.ceil(per_epoch * args.num_train_epochs)
     done = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
@@ -170,20 +187,15 @@ def run_trainer(
     if measured is not None and trainer.examination is not None:
         from cruxtune.examination import examiner
 
-        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-            raise ConfigError(
-                "--validation and --probe read the model on every device by itself, which FSDP and DeepSpeed do not "
-                "allow; leave them out, and compare checkpoints with `cruxtune evaluate`"
-            )
         every = measured.evaluate_every or per_epoch
         trainer.add_callback(examiner(trainer, every=every, patience=measured.patience, save=save))
     with bar(title, steps, "steps", done) as advance, quiet_libraries():
         trainer.add_callback(_watcher(trainer, advance, on_save))
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     return [
-        {name: entry[name] for name in (*_LOGGED, *found) if name in entry}
+        {name: entry[name] for name in (*_LOGGED, *measures) if name in entry}
         for entry in trainer.state.log_history
-        if (found := sorted(name for name in entry if name.startswith("eval_"))) or "loss" in entry
+        if (measures := sorted(name for name in entry if name.startswith("eval_"))) or "loss" in entry
     ]
 
 
@@ -205,7 +217,8 @@ def _watcher(trainer: Any, advance: Callable[[int], None], on_save: Callable[[],
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             advance(1)
             if args.save_steps == _NEVER:
-                control.should_save = time.monotonic() - self._saved > SAVE_EVERY
+                # Clocks differ, and processes save together.
+                control.should_save = from_first(time.monotonic() - self._saved > SAVE_EVERY)
             if state.global_step >= state.max_steps:
                 # The last state is saved as the result.
                 control.should_save = False
@@ -228,12 +241,13 @@ def _watcher(trainer: Any, advance: Callable[[int], None], on_save: Callable[[],
 def last_checkpoint(work: Path) -> Path | None:
     """Return the newest checkpoint that was saved whole; parts of one are deleted.
 
-    The trainer writes its state file last, and takes a checkpoint without an optimizer for one that never had any.
+    The trainer writes its state file last, and takes a checkpoint without an optimizer for one that never had any. How
+    many processes saved it does not matter.
     """
     for path in sorted(work.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True):
         try:
             json.loads((path / STATE).read_text())
-            if all((path / name).is_file() for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth")):
+            if all(any((path / name).exists() for name in names) for names in _PARTS):
                 return path
         except (OSError, ValueError):
             pass
@@ -241,14 +255,25 @@ def last_checkpoint(work: Path) -> Path | None:
     return None
 
 
-def save_result(trainer: Any, tokenizer: Any, output: Path) -> None:
-    """Save what was trained as a plain checkpoint (or adapter), with the tokenizer as it was before training."""
-    model = trainer.model
+def gathered_weights(trainer: Any) -> dict[str, Any] | None:
+    """Return the weights where processes have parts of them, else None; all processes must ask."""
+    if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+        return None
+    weights: dict[str, Any] = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    return weights
+
+
+def save_result(trainer: Any, tokenizer: Any, output: Path, weights: dict[str, Any] | None = None) -> None:
+    """Save what was trained as a plain checkpoint (or adapter), with the tokenizer as it was before training.
+
+    `weights` are those that were gathered.
+    """
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     # TRL turns the cache off in the config of the model that it trains, which may go on.
     before, inner.config.use_cache = inner.config.use_cache, True
     with quiet_libraries():
-        model.save_pretrained(output)
+        model.save_pretrained(output, state_dict=weights)
         tokenizer.save_pretrained(output)
     inner.config.use_cache = before
 
@@ -257,7 +282,7 @@ def prepare_base(model: Any, tokenizer: Any, asked: ModelSettings, output: Path)
     """Give a GGUF model a place that adapters can name: PEFT loads a base model from a directory."""
     where = locate(asked)
     base = output / "base" if where.gguf else Path(where.source)
-    if where.gguf and not (base / "config.json").exists():
+    if where.gguf and index() == 0 and not (base / "config.json").exists():
         with quiet_libraries():
             model.save_pretrained(base)
             tokenizer.save_pretrained(base)

@@ -5,6 +5,7 @@ from __future__ import annotations
 _LABELS = "the labels are ours: which tokens are trained is what --method decides"
 _BATCHES = "methods would no longer see the same rows in the same batches"
 _MEASURED = "use --validation, --probe, --evaluate-every and --keep"
+_LAUNCHED = "it is the launcher's: use `accelerate launch` with a file of recipes/accelerate"
 _OURS = "the model and tokenizer are ours to load"
 
 REFUSED_TRAINER_FIELDS = {
@@ -19,12 +20,15 @@ REFUSED_TRAINER_FIELDS = {
     "dataset_kwargs": "rows are token ids, ready as they are",
     "dataset_num_proc": "rows are token ids, ready as they are",
     "dataset_text_field": "rows are token ids, ready as they are",
+    "deepspeed": _LAUNCHED,
     "eos_token": _OURS,
     "eval_delay": _MEASURED,
     "eval_on_start": _MEASURED,
     "eval_packing": _BATCHES,
     "eval_steps": _MEASURED,
     "eval_strategy": _MEASURED,
+    "fsdp": _LAUNCHED,
+    "fsdp_config": _LAUNCHED,
     "gradient_accumulation_steps": "use --batch-size and --micro-batch-size",
     "greater_is_better": _MEASURED,
     "ignore_data_skip": "a resumed run would see other rows",
@@ -44,6 +48,7 @@ REFUSED_TRAINER_FIELDS = {
     "packing_strategy": "--packing keeps rows whole",
     "pad_token": _OURS,
     "padding_free": "use --padding-free",
+    "parallelism_config": "it cuts rows into pieces, and weights and trimming are those of whole rows",
     "per_device_train_batch_size": "use --batch-size and --micro-batch-size",
     "push_to_hub": "use --push-to-hub",
     "remove_unused_columns": "rows hold ids and labels only",

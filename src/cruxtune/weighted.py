@@ -4,6 +4,9 @@ The loss is Σ_t w_t ℓ_t ÷ Σ_t w_t over the global batch, with ℓ_t = −lo
 times that (dft; Wu et al. 2025, arXiv 2508.05629). The denominator is the sum of weights over all devices and
 accumulated batches, whatever it is: TRL's own is a number of tokens and at least 1.
 
+Several processes take turns at the batches that one process would have, so that a step has the same rows; where rows
+run out, blank ones without weights stand in.
+
 Tokens behind a row's last weighted one leave the batch in the collator: attention is causal, so that nothing sees them.
 Rows are stored, grouped by length and packed whole, so that every method has the same rows in the same batches.
 
@@ -13,11 +16,13 @@ project every position, so the model's own `logits_to_keep` is used, which keeps
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from accelerate.data_loader import SeedableRandomSampler
 from torch.nn.functional import pad
+from torch.utils.data import RandomSampler, Sampler
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.utils import is_triton_available
 from trl import SFTTrainer
@@ -34,7 +39,8 @@ _CHUNK = 256
 class WeightedTrainer(SFTTrainer):
     """SFTTrainer on rows of `input_ids`, `labels` and `weights` (and `seq_lengths` where rows are packed).
 
-    `loss` is "nll" or "dft". Rows must not be truncated or packed by TRL, which would lose their weights.
+    `loss` is "nll" or "dft". Rows must not be truncated or packed by TRL, which would lose their weights. With several
+    processes the last row of the dataset is the blank one.
     """
 
     loss_is_scaled_for_ga = True
@@ -105,6 +111,10 @@ class WeightedTrainer(SFTTrainer):
         self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        # DeepSpeed has every number of the model's precision; weights stay those that were summed up.
+        return {**super()._prepare_inputs(inputs), "weights": inputs["weights"].to(self.args.device)}
+
     def _measure(self, kept: torch.Tensor, entropies: torch.Tensor, hits: torch.Tensor, inputs: Any) -> None:
         """Collect what SFTTrainer logs: entropy and accuracy at trained tokens, tokens seen."""
         mode = "train" if self.model.training else "eval"
@@ -135,10 +145,25 @@ class WeightedTrainer(SFTTrainer):
             self._signature_columns.append("weights")
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        sampler = super()._get_train_sampler(train_dataset)
+        dataset, args = train_dataset if train_dataset is not None else self.train_dataset, self.args
+        processes, rows = args.world_size, len(dataset)
+        if processes > 1:
+            rows -= 1
+            dataset = dataset.select(range(rows))
+        sampler = super()._get_train_sampler(dataset)
         if isinstance(sampler, LengthGroupedSampler):
-            return _SeededLengths(sampler, self.args.data_seed)
-        return sampler
+            sampler = _SeededLengths(sampler, args.data_seed, processes)
+        if processes == 1:
+            return sampler
+        if isinstance(sampler, RandomSampler):
+            # As Accelerate would make of it, if it saw it.
+            sampler = SeedableRandomSampler(dataset, data_seed=args.data_seed)
+        return _Filled(sampler, args.train_batch_size * processes, blank=rows)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        # The first process goes on to write the state, which says that the checkpoint is whole.
+        self.accelerator.wait_for_everyone()
 
 
 class WeightCollator:
@@ -186,15 +211,40 @@ def trimmed(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class _SeededLengths(LengthGroupedSampler):
-    """Groups of like length, drawn from the seed and the epoch: not from what was drawn elsewhere before."""
+    """Groups of like length, drawn from the seed and the epoch: not from what was drawn elsewhere before.
 
-    def __init__(self, sampler: LengthGroupedSampler, seed: int) -> None:
-        super().__init__(sampler.batch_size, lengths=sampler.lengths)
+    Groups are of the rows that all processes together have in a step.
+    """
+
+    def __init__(self, sampler: LengthGroupedSampler, seed: int, processes: int) -> None:
+        super().__init__(sampler.batch_size * processes, lengths=sampler.lengths)
         self._seed = seed
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
         self.generator = torch.Generator().manual_seed(self._seed + epoch)
+
+
+class _Filled(Sampler[int]):
+    """The places of another sampler, and then the blank row until `size` divides their number.
+
+    Accelerate gives every process as many batches, and would repeat rows for that.
+    """
+
+    def __init__(self, inner: Any, size: int, blank: int) -> None:
+        self._inner = inner
+        self._missing = [blank] * (-len(inner) % size)
+
+    def __iter__(self) -> Iterator[int]:
+        yield from self._inner
+        yield from self._missing
+
+    def __len__(self) -> int:
+        return len(self._inner) + len(self._missing)
+
+    def set_epoch(self, epoch: int) -> None:
+        if hasattr(self._inner, "set_epoch"):
+            self._inner.set_epoch(epoch)
 
 
 class TokenLogprobs(torch.autograd.Function):

@@ -34,6 +34,8 @@ class World:
         from cruxtune.settings import build
 
         known = {name for name, *_ in leaf_fields(of)}
+        if "validation" in known and "validation" not in leaves:
+            known -= {"verifier", "max_new_tokens"}
         return build(of, {name: value for name, value in self.leaves.items() if name in known} | leaves)
 
 

@@ -43,8 +43,12 @@ def test_samples_lie_beside_the_greedy_response(world: Any) -> None:
     assert other != found
 
 
-def test_worked_solutions_are_responses(world: Any) -> None:
-    """Each solution is tokenised as training does it, ended, verified, and called a solution."""
+def test_worked_solutions_are_responses(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each solution is tokenised as training does it, ended, verified, and called a solution; no weights are read."""
+    import cruxtune.models as models
+
+    _, greedy = responded(world, "greedy", limit=1)
+    monkeypatch.delattr(models, "load_model")
     rows = [
         {"id": f"s{n}", "question": f"{n} + 1?", "answer": str(n + 1), "solution": f"{n} and one is {n + 1}."}
         for n in range(8)
@@ -56,6 +60,9 @@ def test_worked_solutions_are_responses(world: Any) -> None:
     assert all(one.response_ids == [*one.text.encode(), 258] for one in found)
     assert {one.verdict.correct for one in found} == {True, False}
     assert manifest["accounting"]["tokens_emitted"] == 0
+    shared = ("architecture", "eos_ids", "context_length", "tokenizer", "chat_template", "commit")
+    assert {name: manifest["facts"][name] for name in shared} == {name: greedy["facts"][name] for name in shared}
+    assert not {"dtype", "parameters"} & manifest["facts"].keys()
     with pytest.raises(DataError, match="problem p0 has no worked solution"):
         responded(world, "unsolved", worked_solutions=True)
     with pytest.raises(ConfigError, match="--worked-solutions generates no response"):

@@ -19,7 +19,7 @@ from cruxtune.benchmarks import BENCHMARKS
 from cruxtune.contamination import training_problems
 from cruxtune.engines.base import Decoding, Generation, Progress
 from cruxtune.engines.sampling import seed_of
-from cruxtune.models import Policy, fingerprint, load_policy
+from cruxtune.models import Policy, fingerprint, load_policy, load_renderer
 from cruxtune.problems import fingerprint as problems_fingerprint
 from cruxtune.records import RESPONSE_SCHEMA, Problem, Response
 from cruxtune.runner import greedy, open_verifier, run_groups
@@ -99,10 +99,17 @@ def respond(settings: RespondSettings, *, policy: Policy | None = None) -> dict[
             groups=groups_of(len(problems), max(1, settings.group_size // each)),
             steps=lambda part: len(part) * each,
             unit="responses",
-            load=lambda: policy or load_policy(settings.model, settings.prompt, settings.engine),
+            load=lambda: policy or _load(settings),
             work=work,
             notes=notes,
         )
+
+
+def _load(settings: RespondSettings) -> Policy:
+    """Return the policy; of its files only the tokenizer and the configs where nothing is generated."""
+    if settings.worked_solutions:
+        return load_renderer(settings.model, settings.prompt)
+    return load_policy(settings.model, settings.prompt, settings.engine)
 
 
 @dataclass(frozen=True)

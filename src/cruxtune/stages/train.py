@@ -3,6 +3,8 @@
 What `select` chose trains alike. All but gold see the same rows in the same order: those with at least one critical
 token. No token is added to a response or cut from it: its end-of-sequence token is trained by sft always, and by cft
 where it is critical.
+
+Several processes may train one model: each comes through here, and the first alone writes.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,17 +29,35 @@ from cruxtune.errors import ConfigError, DataError
 from cruxtune.hub import check_access, push
 from cruxtune.masks import training_row
 from cruxtune.modelcard import write_card
-from cruxtune.models import context_length, end_of_sequence_ids, fingerprint, load_model, load_tokenizer
+from cruxtune.models import (
+    context_length,
+    end_of_sequence_ids,
+    fingerprint,
+    load_model,
+    load_tokenizer,
+    pick_device,
+)
 from cruxtune.problems import fingerprint as problems_fingerprint
+from cruxtune.processes import agreed, count, index, join, refuse_layouts, sharding
 from cruxtune.prompts import Renderer, tokenizer_hash
 from cruxtune.records import Problem
 from cruxtune.runner import greedy, open_verifier
 from cruxtune.selectors import critical, every
 from cruxtune.settings import DecodingSettings, PromptSettings, VerifierSettings, identity_of
 from cruxtune.stage_settings import HubSettings, TrainSettings
-from cruxtune.store import Workspace, write_atomic
-from cruxtune.trainer import build_trainer, prepare_base, run_trainer, save_result, training_model_settings
+from cruxtune.store import Workspace, read_manifest, write_atomic
+from cruxtune.trainer import (
+    build_trainer,
+    gathered_weights,
+    prepare_base,
+    run_trainer,
+    save_result,
+    training_model_settings,
+)
 from cruxtune.validation import Held, hold_back
+
+_PATIENCE = 1800.0
+"""Seconds that processes wait for each other: the Trainer's own."""
 
 _log = logging.getLogger("cruxtune")
 
@@ -46,8 +67,8 @@ def train(settings: TrainSettings) -> dict[str, Any]:
 
     Raises:
         DataError: nothing to train on, test problems of a benchmark, or a problem without a worked solution (gold).
-        ConfigError: another tokenizer than the one that made the annotations, a trainer field that is refused, or a
-            repository of the Hub that cannot be written.
+        ConfigError: another tokenizer than the one that made the annotations, a trainer field that is refused, a
+            repository of the Hub that cannot be written, or what several processes cannot do together.
         StoreError: the annotations are unfinished, or the output belongs to other settings.
     """
     source = _Gold(settings) if settings.method == "gold" else _Responses(settings)
@@ -56,25 +77,48 @@ def train(settings: TrainSettings) -> dict[str, Any]:
     # Where the result goes besides is no part of what it is.
     for name in (*HubSettings.model_fields, "validation_source", *(() if source.held else ("keep",))):
         identity.pop(name)
-    with Workspace(output.output, "train", identity, overwrite=output.overwrite) as workspace:
-        wanted = settings.hub.push_to_hub
-        pushes = wanted is not None and workspace.manifest.get("pushed", {}).get("asked") != wanted
-        # Before hours are spent.
-        repository = check_access(settings.hub) if pushes else None
+    device = pick_device(source.model.device)
+    refuse_layouts(device, settings)
+    join(device, settings.trainer.get("ddp_timeout", _PATIENCE))
+    first = index() == 0
+    workspace = Workspace(output.output, "train", identity, overwrite=output.overwrite, writes=first)
+    with ExitStack() as stack:
+        for turn in (True, False):
+            with agreed():
+                if turn == first:
+                    stack.enter_context(workspace)
+        repository = None
+        with agreed():
+            wanted = settings.hub.push_to_hub
+            pushes = wanted is not None and workspace.manifest.get("pushed", {}).get("asked") != wanted
+            if first and pushes:
+                # Before hours are spent.
+                repository = check_access(settings.hub)
         if not workspace.complete:
             _train(settings, source, workspace)
         if repository:
             workspace.remember(pushed={"asked": wanted, "url": push(output.output, repository)})
-        return workspace.manifest
+        return workspace.manifest if first else read_manifest(output.output)
 
 
-def _train(settings: TrainSettings, source: _Gold | _Responses, workspace: Workspace) -> None:
-    """Train, and finish the workspace."""
-    output, held = settings.output, source.held
-    clock = _Clock(workspace)
+@dataclass(frozen=True)
+class _Prepared:
+    """What is trained, on which rows, and the rows that the loss is validated on."""
+
+    model: Any
+    tokenizer: Any
+    entries: list[Entry]
+    unseen: list[Entry]
+    context: int | None
+
+
+def _prepare(settings: TrainSettings, source: _Gold | _Responses, workspace: Workspace) -> _Prepared:
+    """Load model and rows, and describe them in the workspace."""
+    held = source.held
     asked = training_model_settings(source.model, settings.low_rank)
     entries = list(source.entries(load_tokenizer(asked)))  # first: what there is nothing to train on needs no model
-    model, tokenizer = load_model(asked)
+    # What is spread over devices must fit no single one.
+    model, tokenizer = load_model(asked.model_copy(update={"device": "cpu"}) if sharding() else asked)
     context = context_length(model.config)
     entries, dropped = _within_context(entries, context)
     unseen: list[Entry] = []
@@ -102,17 +146,26 @@ def _train(settings: TrainSettings, source: _Gold | _Responses, workspace: Works
             **({"validation_problems": len(held.problems), "validation_rows": len(unseen)} if held else {}),
         }
     )
-    eos_ids = workspace.manifest["facts"]["eos_ids"]
-    work = output.output / "trainer"
     if settings.low_rank.lora:
-        prepare_base(model, tokenizer, source.model, output.output)
+        prepare_base(model, tokenizer, source.model, settings.output.output)
     # The sequence ends as responses end, whatever the checkpoint said of it before.
-    model.generation_config.eos_token_id = eos_ids
+    model.generation_config.eos_token_id = workspace.manifest["facts"]["eos_ids"]
+    return _Prepared(model, tokenizer, entries, unseen, context)
+
+
+def _train(settings: TrainSettings, source: _Gold | _Responses, workspace: Workspace) -> None:
+    """Train, and finish the workspace."""
+    output, held = settings.output, source.held
+    clock = _Clock(workspace)
+    with agreed():
+        found = _prepare(settings, source, workspace)
+    tokenizer, eos_ids = found.tokenizer, workspace.manifest["facts"]["eos_ids"]
+    rows, work = [entry.row for entry in found.entries], output.output / "trainer"
     # The trainer gives its tokenizer a padding token; the one that is saved stays as it was.
-    trainer = build_trainer(model, copy.deepcopy(tokenizer), rows, settings, source.model, work)
+    trainer = build_trainer(found.model, copy.deepcopy(tokenizer), rows, settings, source.model, work)
     with ExitStack() as stack:
         if held or settings.validation.probe:
-            trainer.examination = _examination(settings, source, tokenizer, entries, unseen, eos_ids, context, stack)
+            trainer.examination = _examination(settings, source, found, eos_ids, stack)
         keeps = held is not None and settings.validation.keep == "best"
         log = run_trainer(
             trainer,
@@ -121,7 +174,24 @@ def _train(settings: TrainSettings, source: _Gold | _Responses, workspace: Works
             measured=settings.validation,
             save=partial(save_result, trainer, tokenizer) if keeps else None,
         )
-    best = _finish_weights(trainer, tokenizer, output.output, work, keeps)
+    weights = gathered_weights(trainer)
+    with agreed():
+        if index() == 0:
+            best = _finish_weights(trainer, tokenizer, output.output, work, keeps, weights)
+            _finish(settings, source, workspace, log, _validation(log, best, trainer) if held else None, trainer, clock)
+
+
+def _finish(
+    settings: TrainSettings,
+    source: _Gold | _Responses,
+    workspace: Workspace,
+    log: Sequence[dict[str, Any]],
+    validation: dict[str, Any] | None,
+    trainer: Any,
+    clock: _Clock,
+) -> None:
+    """Write what there is to say of the weights, and finish the workspace."""
+    output = settings.output
     write_atomic(output.output / "training_log.jsonl", "".join(json.dumps(entry) + "\n" for entry in log).encode())
     losses = [entry["loss"] for entry in log if "loss" in entry]
     results = {
@@ -131,25 +201,23 @@ def _train(settings: TrainSettings, source: _Gold | _Responses, workspace: Works
             "seconds": clock.read(),
             "steps": trainer.state.global_step,
             "tokens_trained": trainer.tokens_trained,
+            "processes": count(),
         },
         "loss": {"first": losses[0], "last": losses[-1]},
-        **({"validation": _validation(log, best, trainer)} if held else {}),
+        **({"validation": validation} if validation else {}),
         "peak_memory_gib": round(peak_memory_gib(), 2),
         **source.notes,
     }
     write_card(output.output, {**workspace.manifest, **results}, source.model, source.data)
-    shutil.rmtree(work)
+    shutil.rmtree(trainer.args.output_dir)
     workspace.finish(**results)
 
 
 def _examination(
     settings: TrainSettings,
     source: _Gold | _Responses,
-    tokenizer: Any,
-    entries: Sequence[Entry],
-    unseen: Sequence[Entry],
+    found: _Prepared,
     eos_ids: Sequence[int],
-    context: int | None,
     stack: ExitStack,
 ) -> Any:
     """Return what is asked of the model at evaluation steps; `stack` ends the verifier."""
@@ -160,19 +228,24 @@ def _examination(
         prompt, verifier, decoding = source.conditions
         asked = {
             "problems": source.held.problems,
-            "rows": [entry.row for entry in unseen],
-            "renderer": Renderer(tokenizer, prompt),
+            "rows": [entry.row for entry in found.unseen],
+            "renderer": Renderer(found.tokenizer, prompt),
             "verifier": stack.enter_context(open_verifier(verifier)),
             "decoding": greedy(decoding.loop_stop),
             "max_new_tokens": decoding.max_new_tokens,
         }
     number = settings.validation.probe
-    probe = draw_probe(entries, number, settings.output.seed) if number else []
-    return Examination(probe=probe, loss=settings.loss, eos_ids=eos_ids, context_length=context, **asked)
+    probe = draw_probe(found.entries, number, settings.output.seed) if number else []
+    return Examination(probe=probe, loss=settings.loss, eos_ids=eos_ids, context_length=found.context, **asked)
 
 
-def _finish_weights(trainer: Any, tokenizer: Any, output: Path, work: Path, keeps: bool) -> dict[str, Any] | None:
-    """Put the weights that are kept into the output; return the validation that they are of, if of one."""
+def _finish_weights(
+    trainer: Any, tokenizer: Any, output: Path, work: Path, keeps: bool, weights: dict[str, Any] | None
+) -> dict[str, Any] | None:
+    """Put the weights that are kept into the output; return the validation that they are of, if of one.
+
+    `weights` are the last ones where they had to be gathered.
+    """
     from cruxtune.examination import best_validation, best_weights
 
     # Logs that a trainer's callback wrote beside its checkpoints are the user's.
@@ -180,7 +253,7 @@ def _finish_weights(trainer: Any, tokenizer: Any, output: Path, work: Path, keep
         shutil.copytree(work / "runs", output / "runs", dirs_exist_ok=True)
     path = best_weights(work, trainer.state.log_history) if keeps else None
     if path is None:
-        save_result(trainer, tokenizer, output)
+        save_result(trainer, tokenizer, output, weights)
         return None
     shutil.copytree(path, output, dirs_exist_ok=True)
     best = best_validation(trainer.state.log_history)
