@@ -6,6 +6,11 @@ from dataclasses import dataclass
 
 import torch
 
+from cruxtune.engines.memory import give_back
+
+_FREED = 16 << 20
+"""Bytes that may be freed before they are handed back: else allocators keep the old storage of many layers."""
+
 
 class Prefix:
     """Keys and values of one context, layer by layer, each (key heads, tokens, width), in the model's precision."""
@@ -34,6 +39,7 @@ class Slots:
 
     def resize(self, count: int, capacity: int) -> None:
         """Make room for `count` branches of `capacity` tokens; what fits of the present content stays."""
+        freed = 0
         for part in (self.keys, self.values):
             for layer, old in part.items():
                 # Zeros, not empty memory: what nobody may see is multiplied by zero, and NaN would survive that.
@@ -41,6 +47,11 @@ class Slots:
                 rows, columns = min(count, self.count), min(capacity, self.capacity)
                 new[:rows, :, :columns] = old[:rows, :, :columns]
                 part[layer] = new
+                freed += old.nbytes
+                if freed > _FREED:
+                    device, freed = old.device, 0
+                    del old
+                    give_back(device)
         self.count, self.capacity = count, capacity
 
     def move(self, source: int, target: int, length: int) -> None:
