@@ -57,7 +57,7 @@ def growth(case: Case, lengths: list[int], positions: int) -> list[dict[str, Any
         prompt = torch.randint(vocabulary, (_PROMPT,), generator=generator).tolist()
         response = torch.randint(vocabulary, (length,), generator=generator).tolist()
         before = replace(engine.usage)
-        exact = _reset_peak()
+        exact = reset_peak()
         started = time.perf_counter()
         branches = engine.branches(max_tokens=length + _BEYOND, decoding=decoding)
         context, scores = branches.open(prompt, response, alternatives=1)
@@ -75,7 +75,7 @@ def growth(case: Case, lengths: list[int], positions: int) -> list[dict[str, Any
                 "tokens_computed": used["tokens_computed"],
                 "passes": used["model_calls"],
                 "seconds": seconds,
-                "peak_memory_gib": _peak_gib(),
+                "peak_memory_gib": peak_gib(),
                 "peak_memory_is_of_this_row": exact,
             }
         )
@@ -106,7 +106,7 @@ def _cpu_name() -> str:
     return platform.processor()
 
 
-def _reset_peak() -> bool:
+def reset_peak() -> bool:
     """Let the kernel's peak of resident memory start anew; False where it cannot (then peaks only rise)."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
@@ -115,7 +115,8 @@ def _reset_peak() -> bool:
     return True
 
 
-def _peak_gib() -> float:
+def peak_gib() -> float:
+    """Return the most memory that this process has held since `reset_peak`, in GiB."""
     status = Path("/proc/self/status")
     if status.exists():
         for line in status.read_text().splitlines():
