@@ -11,7 +11,8 @@ Tokens behind a row's last weighted one leave the batch in the collator: attenti
 Rows are stored, grouped by length and packed whole, so that every method has the same rows in the same batches.
 
 The head is applied at weighted positions only. Where Triton runs, TRL's fused head does that; elsewhere it would
-project every position, so the model's own `logits_to_keep` is used, which keeps soft-capping and scaling.
+project every position, so the model's own `logits_to_keep` is used, which keeps soft-capping and scaling. There, too,
+tokens that all rows of a batch begin with are computed once (`cruxtune.prefix`).
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from trl import SFTTrainer
 
 from cruxtune.engines.logits import at_least_float32
 from cruxtune.masks import IGNORE_INDEX
+from cruxtune.prefix import can_share, computed_once, shared_length
 
 _FUSED = ("cuda", "xpu")
 """Devices on which TRL's fused head projects labelled positions only."""
@@ -48,6 +50,7 @@ class WeightedTrainer(SFTTrainer):
     def __init__(self, *args: Any, loss: str = "nll", **options: Any) -> None:
         super().__init__(*args, **options)
         self._loss = loss
+        self._shares: bool | None = None
         self.tokens_trained = 0
         """Tokens with loss in all steps so far, over all devices; a checkpoint's callbacks carry it."""
         self.examination: Any = None
@@ -75,7 +78,14 @@ class WeightedTrainer(SFTTrainer):
         else:
             # A batch without any weight keeps one position, so that its loss of 0 has a gradient on every device.
             kept[0, 0] |= ~kept.any()
-            outputs = model(**inputs, logits_to_keep=pad(kept, (0, 1)))
+            keep = pad(kept, (0, 1))
+            # Weights are cast once for both passes.
+            with self.accelerator.autocast():
+                if length := self._shared_length(model, inputs, keep):
+                    rest = computed_once(model, inputs, length)
+                    outputs = model(**rest, logits_to_keep=keep[:, length:])
+                else:
+                    outputs = model(**inputs, logits_to_keep=keep)
             logprobs, entropies, hits = TokenLogprobs.apply(outputs.logits, labels[:, 1:][kept].clamp(min=0))
         losses = -logprobs
         if self._loss == "dft":
@@ -114,6 +124,15 @@ class WeightedTrainer(SFTTrainer):
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         # DeepSpeed has every number of the model's precision; weights stay those that were summed up.
         return {**super()._prepare_inputs(inputs), "weights": inputs["weights"].to(self.args.device)}
+
+    def _shared_length(self, model: Any, inputs: Mapping[str, Any], keep: torch.Tensor) -> int:
+        """Return how many tokens at the start of all rows are computed once."""
+        if self._shares is None:
+            # Several passes before one backward pass are not for wrappers that gather weights or gradients.
+            alone = not (self.args.world_size > 1 or self.is_fsdp_enabled or self.is_deepspeed_enabled)
+            noisy = bool(self.args.neftune_noise_alpha)
+            self._shares = alone and not noisy and not self.aux_loss_enabled and can_share(model)
+        return shared_length(inputs, keep) if self._shares and "attention_mask" in inputs else 0
 
     def _measure(self, kept: torch.Tensor, entropies: torch.Tensor, hits: torch.Tensor, inputs: Any) -> None:
         """Collect what SFTTrainer logs: entropy and accuracy at trained tokens, tokens seen."""

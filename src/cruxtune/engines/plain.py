@@ -49,7 +49,7 @@ class PlainEngine:
         # State-space models call their cache otherwise; the oldest models have none and read everything again.
         names = ("past_key_values", "cache_params")
         self._cache_name = next((name for name in names if name in accepted), None)
-        self._may_pad = self._cache_name == names[0] and _attends_plainly(inner)
+        self._may_pad = self._cache_name == names[0] and attends_plainly(inner)
 
     @property
     def eos_ids(self) -> frozenset[int]:
@@ -230,7 +230,7 @@ def longest_exact(config: Any) -> int | None:
     return min(bounds, default=None)
 
 
-def _attends_plainly(model: Any) -> bool:
+def attends_plainly(model: Any) -> bool:
     """Return whether all layers are full attention behind the common interface, where padding is exactly masked.
 
     Positions must not depend on the other rows either. Elsewhere padding is not harmless: recurrent states run through
