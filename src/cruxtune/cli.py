@@ -23,6 +23,7 @@ from cruxtune.exporters.settings import ExportSettings, InspectSettings
 from cruxtune.options import DRY_RUN, merged, nested_values, with_options
 from cruxtune.progress import stderr
 from cruxtune.recipe import plan, read_recipe, split_file
+from cruxtune.report.stats import show as show_stats
 from cruxtune.settings import S, build
 from cruxtune.stage_settings import (
     AnnotateSettings,
@@ -34,6 +35,7 @@ from cruxtune.stage_settings import (
     SelectSettings,
     TrainSettings,
 )
+from cruxtune.stats_settings import StatsSettings
 
 app = typer.Typer(
     name="cruxtune",
@@ -334,6 +336,24 @@ def _grade(given: dict[str, Any], dry_run: bool) -> None:
         )
 
 
+def _stats(given: dict[str, Any], dry_run: bool) -> None:
+    settings = build(StatsSettings, given)
+    if dry_run:
+        _print_plan([("stats", settings)])
+        return
+    from cruxtune.stages.stats import stats
+
+    show_stats(stats(settings))
+
+
+app.command(
+    "stats",
+    help="Which tokens are critical: their share by class of token, position, entropy and rank gap, with fewer "
+    "alternatives, and the tokens that are critical most often. Of several annotations of the same responses, how they "
+    "agree.\n\n"
+    "Example:\n\n"
+    "    cruxtune stats runs/first/annotations --page runs/first/tokens.md",
+)(with_options(StatsSettings, _stats, argument="annotations"))
 app.command(
     "grade",
     help="Judge the answers of a file: rows of gold and prediction get correct, extracted and reason. A prediction may "

@@ -146,6 +146,8 @@ def _help(field: Any, required: bool) -> str:
 def _cli_type(annotation: Any) -> Any:
     if _is_mapping(annotation):
         return list[str]
+    if get_origin(annotation) is list:
+        return annotation
     if _literal(annotation):
         return str
     plain = [part for part in get_args(annotation) if part is not type(None)]

@@ -27,6 +27,8 @@ EMBEDDED = "embedded"
 
 SINGULAR = {"fields": "field", "evaluations": "evaluation"}
 """Fields of several name=value pairs, whose flag is given once for each pair."""
+_FLAGS = {**SINGULAR, "json_file": "json"}
+"""Flags that are not called as their fields; `json` is a method of every settings class."""
 
 
 class Settings(BaseModel):
@@ -220,7 +222,7 @@ def flag(name: str) -> str:
     >>> flag("max_new_tokens"), flag("evaluations")
     ('--max-new-tokens', '--evaluation')
     """
-    return "--" + SINGULAR.get(name, name).replace("_", "-")
+    return "--" + _FLAGS.get(name, name).replace("_", "-")
 
 
 def identity_of(settings: BaseModel, **replaced: Any) -> dict[str, Any]:
