@@ -28,7 +28,7 @@ from cruxtune.stages.select import select
 from cruxtune.stages.train import train
 from cruxtune.store import Workspace, write_atomic
 
-_STAGES: dict[str, Callable[[Any], dict[str, Any]]] = {
+STAGES: dict[str, Callable[[Any], dict[str, Any]]] = {
     "respond": respond,
     "annotate": annotate,
     "select": select,
@@ -60,7 +60,7 @@ def run(recipe: Recipe, *, limit: int | None = None, overwrite: bool = False) ->
     for number, step in enumerate(steps, start=1):
         stderr.print(f"[bold]\\[{number}/{len(steps)}] {step.name}[/bold]{clock.left(step, steps)}")
         with clock.timing(step):
-            manifests[step.name] = _STAGES[step.stage](step.settings)
+            manifests[step.name] = STAGES[step.stage](step.settings)
         # A model that is no longer used must not stay beside the next one.
         gc.collect()
     return Run(manifests, clock.seconds)
