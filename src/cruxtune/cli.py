@@ -367,6 +367,9 @@ def study_command(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Replace a value of the study, e.g. threads=1."),
     ] = None,
+    any_start: Annotated[
+        bool, typer.Option("--any-start", help="Go on although start or annotations were made again with other bits.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what is done and what is missing; compute and write nothing.")
     ] = False,
@@ -381,7 +384,8 @@ def study_command(
     for name, value in (("output", output), ("results", results)):
         if value is not None:
             overrides = merged(overrides, {name: str(value)})
-    run_study(study, overrides, Clock(only=only, max_minutes=max_minutes), dry_run=dry_run)
+    clock = Clock(only=only, max_minutes=max_minutes)
+    run_study(study, overrides, clock, any_start=any_start, dry_run=dry_run)
 
 
 @app.command("demo")

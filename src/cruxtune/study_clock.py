@@ -6,6 +6,10 @@ import time
 from fnmatch import fnmatchcase
 
 
+class OutOfTime(Exception):
+    """There is no time to begin what is needed."""
+
+
 class Clock:
     """Says whether a unit is to be computed.
 
