@@ -145,7 +145,7 @@ def _recipe(study: Study, start: Start) -> tuple[Recipe, dict[str, Any]]:
     output = study.output / start.task / str(start.coldstart)
     recipe = study.recipe_of(start.task, output, splits=splits, annotate=annotate)
     settings = recipe.model_dump(mode="json", exclude={"output", "engine", "train"}, exclude_none=True)
-    return recipe, {**settings, "accuracy": list(search.accuracy), "threads": study.threads}
+    return recipe, {**settings, "accuracy": list(search.accuracy)}
 
 
 def _too_good(study: Study, start: Start, found: Mapping[str, Mapping[str, Any]]) -> bool:
