@@ -131,6 +131,7 @@ def _train(settings: TrainSettings, source: _Gold | _Responses, workspace: Works
             "seconds": clock.read(),
             "steps": trainer.state.global_step,
             "tokens_trained": trainer.tokens_trained,
+            "tokens_computed": trainer.tokens_computed,
         },
         "loss": {"first": losses[0], "last": losses[-1]},
         **({"validation": _validation(log, best, trainer)} if held else {}),
