@@ -361,9 +361,18 @@ class EvaluateSettings(Settings):
     output: OutputSettings
     group_size: int = Field(512, gt=0, description="Responses decoded as one continuous batch and saved at once.")
     samples: int = Field(0, ge=0, description="Sampled responses per problem, besides the greedy one.")
+    sampled_problems: int | None = Field(
+        None, gt=0, description="Sample for the first N problems only; all of them are answered greedily."
+    )
     temperature: float = Field(1.0, gt=0, description="Temperature of the samples.")
     top_k: int = Field(0, ge=0, description="Sample among the K most probable tokens only; 0 for all.")
     top_p: float = Field(1.0, gt=0, le=1, description="Sample within this share of the probability only.")
+
+    @model_validator(mode="after")
+    def _has_samples(self) -> Self:
+        if self.sampled_problems and not self.samples:
+            raise ValueError("--sampled-problems says which problems are sampled; give --samples too")
+        return self
 
     @field_validator("benchmarks")
     @classmethod

@@ -339,23 +339,44 @@ def test_generation_equals_plain_generation(name: str) -> None:
     groups=st.lists(st.tuples(st.lists(tokens, min_size=1, max_size=9), st.integers(1, 6)), min_size=1, max_size=4),
     branches=st.integers(1, 6),
     width=st.integers(1, 30),
-    temperature=st.sampled_from([0.0, 1.0]),
+    decoding=st.sampled_from([Decoding(), Decoding(1.0), Decoding(0.7, top_k=9, top_p=0.9)]),
     data=st.data(),
 )
 def test_repeated_prompts_in_any_order(
-    groups: list[tuple[list[int], int]], branches: int, width: int, temperature: float, data: st.DataObject
+    groups: list[tuple[list[int], int]], branches: int, width: int, decoding: Decoding, data: st.DataObject
 ) -> None:
-    """However often and in which order prompts occur, with limits of their own: each is continued as if alone."""
+    """However often and in which order prompts occur, each with a limit and a seed: it is continued as if alone."""
     prompts = data.draw(st.permutations([prompt for prompt, times in groups for _ in range(times)]))
     limits = data.draw(st.lists(st.integers(0, 9), min_size=len(prompts), max_size=len(prompts)))
     seeds = list(range(len(prompts)))
     seen: list[int] = []
     mine = packed("qwen3", branches=branches, width=width).generate(
-        prompts, max_new_tokens=limits, decoding=Decoding(temperature), seeds=seeds, progress=seen.append
+        prompts, max_new_tokens=limits, decoding=decoding, seeds=seeds, progress=seen.append
     )
-    theirs = plain_of("qwen3").generate(prompts, max_new_tokens=limits, decoding=Decoding(temperature), seeds=seeds)
-    assert mine == theirs
+    order = data.draw(st.permutations(range(len(prompts))))
+    plain = PlainEngine(
+        reference_of("qwen3"), eos_ids=ENDS, context_length=CONTEXT, batch_size=data.draw(st.integers(1, 16))
+    )
+    theirs = plain.generate(
+        [prompts[index] for index in order],
+        max_new_tokens=[limits[index] for index in order],
+        decoding=decoding,
+        seeds=[seeds[index] for index in order],
+    )
+    assert [mine[index] for index in order] == theirs
     assert sum(seen) == len(prompts)
+
+
+def test_samples_of_a_prompt_share_its_prefix() -> None:
+    """Sixteen samples read their prompt once, then what each of them chose; the plain engine reads it every time."""
+    prompt = list(range(4, 36))
+    for count, engine, read in ((16, packed("llama", branches=16), 1), (16, plain_of("llama"), 16)):
+        before = engine.usage.tokens_computed
+        found = engine.generate(
+            [prompt] * count, max_new_tokens=8, decoding=Decoding(1.0), seeds=list(range(count)), statistics=True
+        )
+        emitted = sum(len(one.ids) for one in found)
+        assert engine.usage.tokens_computed - before == read * (len(prompt) - 1) + emitted
 
 
 def test_ties_are_rare() -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from cruxtune.engines.base import Branches, Decoding, Fork, Generation, LoopRule, roll_out
 from cruxtune.engines.logits import _most_probable_others
 from cruxtune.engines.plain import PlainEngine
-from cruxtune.engines.sampling import seed_of, uniform
+from cruxtune.engines.sampling import seed_of
 from cruxtune.engines.scripted import ScriptedEngine
 from cruxtune.engines.transformers import TransformersEngine
 from cruxtune.errors import ModelError
@@ -430,9 +430,3 @@ def test_loops_end_greedy_decoding_only() -> None:
     assert len(engine.generate([[0]], max_new_tokens=50, decoding=Decoding())[0].ids) == 50
     sampled = Decoding(temperature=0.01, loop=rule)
     assert len(engine.generate([[0]], max_new_tokens=50, decoding=sampled, seeds=[1])[0].ids) == 50
-
-
-@given(st.integers(0, 2**64 - 1), st.integers(0, 10**6))
-def test_uniform_is_in_its_interval(seed: int, position: int) -> None:
-    """Every keyed number lies in [0, 1)."""
-    assert 0.0 <= uniform(seed, position) < 1.0

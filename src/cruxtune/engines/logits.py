@@ -7,13 +7,15 @@ from collections.abc import Sequence
 import torch
 
 from cruxtune.engines.base import Decoding, Scores
-from cruxtune.engines.sampling import uniform
+from cruxtune.engines.sampling import BITS, FIRST, GOLDEN, SECOND, key_of
 from cruxtune.errors import ModelError
 
 _CHUNK = 128
 """Positions whose full-vocabulary statistics are computed together, which bounds memory."""
 _TIE_MARGIN = 32
 """Candidates fetched beyond k, so that a tie at the border is seen; more ties than that cost a full sort."""
+_CACHED_CELLS, _CELLS = 1 << 16, 1 << 23
+"""Numbers for which noise is made at a time: on a CPU what its cache holds, elsewhere what bounds memory."""
 
 
 def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
@@ -42,18 +44,18 @@ def choose(logits: torch.Tensor, decoding: Decoding, seeds: Sequence[int], posit
     """
     if decoding.temperature == 0:
         return greedy(logits)
-    logits = at_least_float32(logits)
-    _refuse_nan(logits)
-    probabilities = torch.softmax(logits / decoding.temperature, dim=-1).double()
-    if decoding.top_k or decoding.top_p < 1:
-        probabilities = _cut_off(probabilities, decoding)
-    draws = [uniform(seed, position) for seed, position in zip(seeds, positions, strict=True)]
-    running = probabilities.cumsum(dim=-1)
-    threshold = torch.tensor(draws, dtype=running.dtype, device=running.device) * running[:, -1]
-    chosen = (running <= threshold[:, None]).sum(dim=-1)
-    # Rounding may put the threshold on the total; the last id with any probability is then the draw.
-    last = probabilities.shape[1] - 1 - (probabilities.flip(1) > 0).int().argmax(dim=1)
-    return torch.minimum(chosen, last).tolist()
+    states = [_as_signed(key_of(seed, position)) for seed, position in zip(seeds, positions, strict=True)]
+    keys = torch.tensor(states, device=logits.device)
+    rows = max(1, (_CACHED_CELLS if logits.device.type == "cpu" else _CELLS) // logits.shape[1])
+    chosen: list[int] = []
+    for start in range(0, len(states), rows):
+        ids, scaled = None, at_least_float32(logits[start : start + rows]) / decoding.temperature
+        if decoding.top_k or decoding.top_p < 1:
+            ids, scaled = _survivors(scaled, decoding)
+        best = _noise(keys[start : start + rows], ids, scaled).add_(scaled).max(dim=-1)
+        _refuse_nan(best.values)
+        chosen.extend((best.indices if ids is None else ids.gather(1, best.indices[:, None])[:, 0]).tolist())
+    return chosen
 
 
 def statistics(logits: torch.Tensor, tokens: Sequence[int]) -> tuple[list[float], list[float]]:
@@ -111,13 +113,58 @@ def _most_probable_others(logits: torch.Tensor, tokens: torch.Tensor, k: int) ->
     return result
 
 
-def _cut_off(probabilities: torch.Tensor, decoding: Decoding) -> torch.Tensor:
-    """Set to zero what top-k and top-p leave out (the most probable token always stays)."""
-    ordered, ids = probabilities.sort(dim=-1, descending=True, stable=True)
-    keep = torch.ones_like(ordered, dtype=torch.bool)
+def _survivors(scaled: torch.Tensor, decoding: Decoding) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return (rows, m) ids in order of (−logit, id), and their logits, −inf where top-k and top-p leave them out.
+
+    The most probable token always stays. Only the m ids that can survive in some row are sorted.
+    """
+    probabilities = torch.softmax(scaled, dim=-1)
     if decoding.top_k:
-        keep[:, decoding.top_k :] = False
-        ordered = ordered * keep
-    before = ordered.cumsum(dim=-1) - ordered
-    keep &= before < decoding.top_p * ordered.sum(dim=-1, keepdim=True)
-    return torch.zeros_like(probabilities).scatter(1, ids, ordered * keep)
+        kth = min(decoding.top_k, scaled.shape[1])
+        reach = scaled >= scaled.topk(kth, dim=-1).values[:, -1:]
+    else:
+        # What is less probable than this and all that is still less so add up to less than 1 − top_p.
+        reach = probabilities >= 0.99 * (1 - decoding.top_p) / scaled.shape[1]
+    _, ids = scaled.topk(max(1, int(reach.sum(dim=-1).max())), dim=-1)
+    ids, _ = ids.sort(dim=-1)
+    ids = ids.gather(1, scaled.gather(1, ids).argsort(dim=-1, descending=True, stable=True))
+    ordered = probabilities.gather(1, ids).double()
+    if decoding.top_k:
+        ordered[:, decoding.top_k :] = 0
+    total = ordered.sum(dim=-1, keepdim=True) if decoding.top_k else 1.0
+    gone = (ordered.cumsum(dim=-1) - ordered >= decoding.top_p * total) | (ordered == 0)
+    gone[:, 0] = False
+    return ids, scaled.gather(1, ids).masked_fill(gone, -torch.inf)
+
+
+def _noise(keys: torch.Tensor, ids: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:
+    """Return the Gumbel noise of some ids (by default of the vocabulary) for every key, as `sampling.gumbel` does."""
+    if ids is None:
+        words = _words(keys, torch.arange(-(-like.shape[1] // 2), device=like.device))
+        # The lower half of a word comes first in memory on all machines that torch runs on.
+        bits = words.view(torch.int32)[:, : like.shape[1]]
+    else:
+        bits = _words(keys, ids >> 1) >> 32 * (ids & 1)
+    return _gumbel(bits, like.dtype)
+
+
+def _gumbel(bits: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    share = (bits & ((1 << BITS) - 1)).to(dtype).add_(0.5).mul_(2.0**-BITS)
+    # In float32 the largest shares round to 1, whose noise is not finite.
+    return share.clamp_(max=1 - torch.finfo(dtype).eps / 2).neg_().log1p_().neg_().log_().neg_()
+
+
+def _words(keys: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+    """Return the outputs of SplitMix64 with these numbers for each key; integers are signed and wrap around."""
+    words = keys[:, None] + (numbers + 1) * _as_signed(GOLDEN)
+    for shift, factor in ((30, FIRST), (27, SECOND), (31, None)):
+        # The shift is arithmetic: what it fills in goes.
+        words ^= (words >> shift).bitwise_and_((1 << (64 - shift)) - 1)
+        if factor is not None:
+            words *= _as_signed(factor)
+    return words
+
+
+def _as_signed(word: int) -> int:
+    """Return the signed 64-bit integer of the same bits."""
+    return word - (1 << 64) if word >> 63 else word

@@ -15,7 +15,7 @@ from cruxtune.engines.base import (
     finish_reason,
     token_limits,
 )
-from cruxtune.engines.sampling import uniform
+from cruxtune.engines.sampling import gumbel
 
 _BATCH_SIZE = 16
 """Counterfactuals decoded in one step."""
@@ -138,12 +138,7 @@ def _choose(logprobs: list[float], decoding: Decoding, seed: int | None, positio
         total += math.exp(tempered[token])
         if total >= decoding.top_p * mass:
             break
-    threshold, running = uniform(seed, position) * total, 0.0
-    for token in sorted(nucleus):
-        running += math.exp(tempered[token])
-        if running > threshold:
-            return token
-    return max(nucleus)
+    return max(nucleus, key=lambda token: tempered[token] + gumbel(seed, position, token))
 
 
 def _log_softmax(values: list[float]) -> list[float]:

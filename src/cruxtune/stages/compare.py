@@ -19,6 +19,7 @@ from cruxtune.store import finished_manifest, read_rows, write_atomic
 _CONDITIONS = (
     "problems",
     "samples",
+    "sampled_problems",
     "temperature",
     "top_k",
     "top_p",
@@ -45,7 +46,7 @@ class Scores:
     pass_at_1_sampled: list[float]
     """The share of samples that are correct."""
     entropy: list[float]
-    """Mean token entropy of the samples (of the greedy response where there are none), in nats."""
+    """Mean token entropy of the samples of each problem that has some (of greedy responses if none has), in nats."""
     length: list[float]
     """Tokens of the greedy response."""
 
@@ -158,16 +159,20 @@ def read_scores(path: Path, limit: int | None = None) -> Scores:
     if not problems:
         raise StoreError(f"{path} holds no rows; evaluate at least one problem")
     scores = Scores([], [], [], [], [])
+    greedy_entropy: list[float] = []
     for rows in list(problems.values())[:limit]:
         greedy = next(row for row in rows if row["temperature"] == 0)
         samples = [row for row in rows if row["temperature"] > 0]
         right = sum(row["correct"] for row in samples)
         scores.greedy.append(float(greedy["correct"]))
         scores.length.append(float(greedy["length"]))
-        scores.entropy.append(float(np.mean([row["entropy"] for row in samples or [greedy]])))
+        greedy_entropy.append(float(greedy["entropy"]))
         if samples:
+            scores.entropy.append(float(np.mean([row["entropy"] for row in samples])))
             scores.pass_at_n.append(pass_at_k(len(samples), right, len(samples)))
             scores.pass_at_1_sampled.append(right / len(samples))
+    if not scores.entropy:
+        scores.entropy.extend(greedy_entropy)
     return scores
 
 

@@ -1,7 +1,8 @@
 """Stage 5: greedy and sampled responses to held-out problems, verified.
 
-Each problem gets one greedy response (temperature 0, sample 0) and `samples` sampled ones. A sample's random numbers
-are keyed by (seed, problem, sample), so that neither order nor batch decides them.
+Each problem gets one greedy response (temperature 0, sample 0), and the first `sampled_problems` (by default all) get
+`samples` sampled ones. A sample's random numbers are keyed by (seed, problem, sample, position, token id), so that
+neither order nor batch decides them.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def evaluate(settings: EvaluateSettings, *, policy: Policy | None = None) -> dic
         limit=output.limit,
         benchmarks_dir=settings.files.benchmarks_dir,
     )
-    each = 1 + settings.samples
+    asked = min(len(problems), settings.sampled_problems or len(problems)) if settings.samples else 0
     sampled = Decoding(temperature=settings.temperature, top_k=settings.top_k, top_p=settings.top_p)
     with open_verifier(settings.verifier) as verifier:
 
@@ -61,7 +62,12 @@ def evaluate(settings: EvaluateSettings, *, policy: Policy | None = None) -> dic
                 statistics=True,
                 progress=progress,
             )
-            cases = [(place, sample) for place in range(len(batch)) for sample in range(settings.samples)]
+            cases = [
+                (place, sample)
+                for place, index in enumerate(part)
+                if index < asked
+                for sample in range(settings.samples)
+            ]
             more = policy.engine.generate(
                 [prompts[place] for place, _ in cases],
                 max_new_tokens=decoding.max_new_tokens,
@@ -85,6 +91,7 @@ def evaluate(settings: EvaluateSettings, *, policy: Policy | None = None) -> dic
             meter.add(
                 problems=len(batch),
                 responses=len(answers),
+                samples=len(cases),
                 correct_greedy=greedy_right,
                 correct_samples=sum(right) - greedy_right,
                 truncated=sum(generation.finish_reason == "length" for *_, generation in answers),
@@ -115,12 +122,21 @@ def evaluate(settings: EvaluateSettings, *, policy: Policy | None = None) -> dic
             output=output,
             identity=identity_of(settings, model=fingerprint(settings.model), problems=problems_fingerprint(problems)),
             tables={"data": EVALUATION_SCHEMA},
-            groups=groups_of(len(problems), max(1, settings.group_size // each)),
-            steps=lambda part: len(part) * each,
+            groups=_groups(len(problems), asked, settings),
+            steps=lambda part: len(part) + settings.samples * len(range(part.start, min(part.stop, asked))),
             unit="responses",
             load=lambda: policy or load_policy(settings.model, settings.prompt, settings.engine),
             work=work,
         )
+
+
+def _groups(total: int, asked: int, settings: EvaluateSettings) -> list[range]:
+    """Return slices of the problems, `asked` of which are sampled: about as many responses in each."""
+    rest = groups_of(total - asked, settings.group_size)
+    return [
+        *groups_of(asked, max(1, settings.group_size // (1 + settings.samples))),
+        *(range(asked + group.start, asked + group.stop) for group in rest),
+    ]
 
 
 def _mean(generation: Generation) -> float:
