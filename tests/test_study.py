@@ -34,7 +34,7 @@ def content(tmp_path: Path, tiny_checkpoint: Callable[..., Path], monkeypatch: p
             "splits": {"coldstart": 8, "train": 12, "heldout": 6},
             "coldstart": {"learning_rate": 1e-6, "epochs": 1, "batch_size": 8},
             "validation": {"probe": 2},
-            "evaluate": {"samples": 2},
+            "evaluate": {"samples": 2, "sampled_problems": 4},
         },
         "tasks": {
             "sums": {
@@ -158,11 +158,12 @@ def test_an_interrupted_study_goes_on_and_repeats_nothing(
     assert made == []
 
     cell = found["sums/cft-1"]
-    assert cell["learning_rate"] in (1e-4, 1e-5)
-    assert len(cell["problems"]) == len(cell["greedy"]["correct"]) == 6
-    assert [len(row) for row in cell["sampled"]["correct"]] == [2] * 6
-    assert any("eval_loss_critical" in entry for entry in cell["log"])
-    assert found["sums/start"]["log"] == []
+    assert cell["settings"]["learning_rate"] in (1e-4, 1e-5)
+    assert list(cell["settings"]["study"]["validation"]) == ["0.0001", "1e-05"]
+    assert cell["settings"]["study"]["start"] == found["sums/coldstart"]["hash"]
+    assert (len(cell["greedy"]), len(cell["sampled"]["problems"])) == (6, 4)
+    assert cell["training"]["curves"]["eval_loss_critical"]
+    assert found["sums/start"]["training"] is None
 
     content["methods"]["cft"]["epochs"] = 2
     with pytest.raises(StoreError, match=r"method.epochs = 1, and the study has 2"):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,10 @@ from cruxtune.errors import StoreError
 from cruxtune.store import write_atomic
 
 
-def read_result(path: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return what a file holds, None where there is none.
+def read_result(
+    path: Path, settings: Mapping[str, Any], *, below: tuple[str, ...] = ("settings",)
+) -> dict[str, Any] | None:
+    """Return what a file holds, None where there is none; its settings are at the key `below`, a path of keys.
 
     Raises:
         StoreError: it is damaged, or was found with other settings.
@@ -21,7 +25,7 @@ def read_result(path: Path, settings: Mapping[str, Any]) -> dict[str, Any] | Non
         return None
     try:
         found: dict[str, Any] = json.loads(path.read_text())
-        before = found["settings"]
+        before = reduce(getitem, below, found)
     except (ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{path} is no result of a study; move it away, and the same command makes it anew") from error
     refuse_other_settings(path, before, settings)

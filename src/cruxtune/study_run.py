@@ -11,13 +11,13 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from cruxtune.cells import cell_of, write_cell
 from cruxtune.errors import StoreError
-from cruxtune.metrics import bootstrap_interval
 from cruxtune.models import fingerprint
 from cruxtune.pipeline import STAGES, prepare_problems
 from cruxtune.problems import ProblemSource
@@ -25,12 +25,14 @@ from cruxtune.progress import stderr
 from cruxtune.recipe import START, Step, plan, split_file
 from cruxtune.results import read_result, write_result
 from cruxtune.stage_settings import EvaluateSettings
+from cruxtune.statistics import bootstrap_interval
 from cruxtune.store import read_rows
 from cruxtune.study import Study, Unit, result_file, units
 from cruxtune.study_clock import Clock, OutOfTime
 
 _log = logging.getLogger("cruxtune")
 
+_CELL_SETTINGS = ("settings", "study", "unit")
 _START_KEYS = {"model", "problems", "heldout", "splits", "seed", "skip_bad", "decontaminate", "prompt", "coldstart"}
 _ANNOTATION_KEYS = _START_KEYS | {"verifier", "decoding", "respond", "annotate"}
 _TRAINED_KEYS = _ANNOTATION_KEYS | {"validation"}
@@ -88,41 +90,6 @@ def chosen_rate(accuracies: Mapping[float, float]) -> float:
     return min(accuracies, key=lambda rate: (-accuracies[rate], rate))
 
 
-def answers(evaluation: Path) -> dict[str, Any]:
-    """Return what an evaluation found, problem by problem: greedy responses, and samples where there are any.
-
-    Columns have an entry per problem in the order of `problems` (of `sampled` ones a list, an entry per sample);
-    entropies are means per token in nats, lengths are tokens.
-    """
-    greedy: dict[str, dict[str, Any]] = {}
-    samples: dict[str, list[dict[str, Any]]] = {}
-    for row in read_rows(evaluation):
-        if row["temperature"] == 0:
-            greedy[row["id"]] = row
-        else:
-            samples.setdefault(row["id"], []).append(row)
-    return {
-        "problems": list(greedy),
-        "greedy": {name: [say(row) for row in greedy.values()] for name, say in _COLUMNS.items()},
-        "sampled_problems": list(samples),
-        "sampled": {name: [[say(row) for row in rows] for rows in samples.values()] for name, say in _COLUMNS.items()},
-    }
-
-
-def training_log(checkpoint: Path) -> list[dict[str, Any]]:
-    """Return the training log: losses, and what was read of critical and of other tokens."""
-    return [json.loads(line) for line in (checkpoint / "training_log.jsonl").read_text().splitlines()]
-
-
-_COLUMNS: dict[str, Callable[[dict[str, Any]], Any]] = {
-    "correct": lambda row: int(row["correct"]),
-    "length": lambda row: row["length"],
-    "entropy": lambda row: round(row["entropy"], 4),
-    "logprob": lambda row: round(row["logprob"], 3),
-    "finish_reason": lambda row: row["finish_reason"],
-}
-
-
 class _Task:
     """The units of one task."""
 
@@ -138,7 +105,8 @@ class _Task:
 
     def result(self, unit: Unit) -> dict[str, Any] | None:
         """Return the result of a unit if it is there."""
-        return read_result(result_file(self._study, unit), self._settings(unit))
+        below = _CELL_SETTINGS if unit.kind == "cell" else ("settings",)
+        return read_result(result_file(self._study, unit), self._settings(unit), below=below)
 
     def compute(self, unit: Unit) -> dict[str, Any]:
         """Return the result of a unit, computed (with what it needs) if it is not there."""
@@ -197,7 +165,7 @@ class _Task:
         evaluation = steps[f"evaluate {unit.label}"].settings
         assert isinstance(evaluation, EvaluateSettings)
         problems = ProblemSource(problems=str(split_file(self._root, "validation")))
-        evaluation = evaluation.model_copy(update={"problems": problems, "samples": 0})
+        evaluation = evaluation.model_copy(update={"problems": problems, "samples": 0, "sampled_problems": None})
         evaluated = self._do(unit, Step(f"validate {unit.label}", "evaluate", evaluation))
         right = [float(row["correct"]) for row in read_rows(evaluation.output.output)]
         return self._keep(
@@ -223,28 +191,26 @@ class _Task:
         steps = self._steps(unit, rate)
         if unit.method != START:
             trained = self._train(unit, steps)
-        evaluated = self._do(unit, steps[f"evaluate {unit.label}"])
-        return self._keep(
-            unit,
-            {
-                "method": unit.method,
-                "seed": unit.seed,
-                "benchmark": self._name,
-                "learning_rate": rate,
-                "validation": {f"{rate:g}": accuracy for rate, accuracy in rates.items()},
-                "start": annotations["start"],
-                "masks": annotations["masks"],
-                "accounting": {
-                    "annotate": annotations["accounting"]["annotate"],
-                    "train": trained["accounting"] if trained else {},
-                    "evaluate": evaluated["accounting"],
-                },
-                "response_tokens_per_epoch": trained["facts"]["response_tokens_per_epoch"] if trained else 0,
-                "tokens_per_epoch": trained["facts"]["tokens_per_epoch"] if trained else 0,
-                **answers(self._root / "evaluations" / unit.label),
-                "log": training_log(self._root / "models" / unit.label) if trained else [],
-            },
+        self._do(unit, steps[f"evaluate {unit.label}"])
+        cell = cell_of(
+            self._root / "evaluations" / unit.label,
+            method=unit.method,
+            seed=unit.seed if trained else None,
+            benchmark=self._name,
+            training_dir=self._root / "models" / unit.label if trained else None,
         )
+        study = {
+            "unit": self._settings(unit),
+            "start": annotations["start"],
+            "masks": annotations["masks"],
+            "validation": {f"{rate:g}": accuracy for rate, accuracy in rates.items()},
+        }
+        path = write_cell(
+            result_file(self._study, unit), cell.model_copy(update={"settings": {**cell.settings, "study": study}})
+        )
+        self._forget(unit)
+        found: dict[str, Any] = json.loads(path.read_text())
+        return found
 
     def _train(self, unit: Unit, steps: Mapping[str, Step]) -> dict[str, Any]:
         if f"select {unit.label}" in steps:
@@ -275,20 +241,22 @@ class _Task:
     def _keep(self, unit: Unit, content: Mapping[str, Any]) -> dict[str, Any]:
         """Write a result, and delete what it makes superfluous."""
         result = write_result(result_file(self._study, unit), self._settings(unit), content)
+        self._forget(unit)
+        return result
+
+    def _forget(self, unit: Unit) -> None:
+        """Delete the model of a unit, unless it is to be kept."""
         trained = self._root / "models" / unit.label
         if unit.kind in ("tune", "cell") and unit.method != START and not self._study.keep_checkpoints:
             shutil.rmtree(trained)
-        return result
 
     def _settings(self, unit: Unit) -> dict[str, Any]:
         """Return what the result of a unit depends on."""
         keys = {"coldstart": _START_KEYS, "annotations": _ANNOTATION_KEYS, "tune": _TRAINED_KEYS, "cell": _CELL_KEYS}
-        own = _CELL_KEYS if unit.kind == "cell" else keys[unit.kind]
-        settings = self._base.model_dump(mode="json", include=own, exclude_none=True)
+        settings = self._base.model_dump(mode="json", include=keys[unit.kind], exclude_none=True)
         settings["validation_problems"] = self._tuning.problems
         if unit.kind in ("tune", "cell") and unit.method != START:
             settings["method"] = self._study.methods[unit.method]
-            settings["seed_of_training"] = unit.seed
             settings["tuning_seed"] = self._tuning.seed
             settings["learning_rates"] = (
                 [unit.learning_rate] if unit.kind == "tune" else sorted(self._tuning.learning_rates)
