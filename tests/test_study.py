@@ -202,3 +202,28 @@ def test_the_best_learning_rate_is_chosen() -> None:
     from cruxtune.study_run import chosen_rate
 
     assert chosen_rate({1e-5: 0.2, 3e-5: 0.4, 1e-4: 0.4}) == 3e-5
+
+
+def test_the_listing_says_what_is_missing_and_how_long_it_takes(content: dict[str, Any]) -> None:
+    """A line for each unit with its expected minutes, their sum in hours, and what the study can detect."""
+    from cruxtune.study_commands import listing
+
+    Path("found/sums").mkdir(parents=True)
+    Path("found/sums/tune-cft-1e-05.json").write_text("{}")
+    lines = list(listing(Study.model_validate(content)))
+    assert lines[3] == "missing    4 min  sums/tune-cft-0.0001"
+    assert lines[4] == "done       4 min  sums/tune-cft-1e-05"
+    assert [line.split()[-1] for line in lines[: len(UNITS)]] == UNITS
+    assert lines[len(UNITS)] == f"left: about {(3 * 4 + 6 * 10) / 60:.1f} hours"
+    assert "| 2 and the start | cft |" in "\n".join(lines)
+
+
+def test_a_seed_decides_what_is_drawn_at_random(content: dict[str, Any]) -> None:
+    """The selection of a model with a seed of its own has that seed."""
+    from cruxtune.recipe import plan
+
+    train = {"random": {"method": "random", "seed": 3}, "numeric": {"method": "numeric"}}
+    steps = {step.name: step for step in plan(Study.model_validate(content).recipe_of("sums", Path("x"), train=train))}
+    seeds = {name: step.settings.model_dump()["output"]["seed"] for name, step in steps.items() if name != "compare"}
+    assert (seeds["select random"], seeds["train random"]) == (3, 3)
+    assert (seeds["select numeric"], seeds["train numeric"], seeds["evaluate random"]) == (0, 0, 0)
