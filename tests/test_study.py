@@ -172,7 +172,7 @@ def test_an_interrupted_study_goes_on_and_repeats_nothing(
 
 def test_another_start_than_the_stated_one_is_refused(content: dict[str, Any]) -> None:
     """The hash of the study is checked, and a start that was made again must be what it was."""
-    from cruxtune.study_run import run_study, weights_hash
+    from cruxtune.study_run import make_starts, run_study, weights_hash
 
     content["tasks"]["sums"]["start_hash"] = "0" * 64
     with pytest.raises(StoreError, match=r"tasks.sums.start_hash is 0+, and what was made here has"):
@@ -180,6 +180,11 @@ def test_another_start_than_the_stated_one_is_refused(content: dict[str, Any]) -
     content["tasks"]["sums"]["start_hash"] = weights_hash(Path("work/sums/models/start"))
     found = run_study(Study.model_validate(content), Clock(only="*/coldstart"))
     assert found["sums/coldstart"]["hash"] == content["tasks"]["sums"]["start_hash"]
+
+    weights = Path("work/sums/models/start/model.safetensors").read_bytes()
+    shutil.rmtree("work")
+    assert make_starts(Study.model_validate(content), Clock()) == {"sums": Path("work/sums/models/start")}
+    assert Path("work/sums/models/start/model.safetensors").read_bytes() == weights
 
     path = Path("found/sums/coldstart.json")
     path.write_text(json.dumps({**json.loads(path.read_text()), "hash": "1" * 64}))

@@ -367,6 +367,9 @@ def study_command(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Replace a value of the study, e.g. threads=1."),
     ] = None,
+    starts: Annotated[
+        bool, typer.Option("--starts", help="Make the starts alone, again if they are gone, and check their hashes.")
+    ] = False,
     any_start: Annotated[
         bool, typer.Option("--any-start", help="Go on although start or annotations were made again with other bits.")
     ] = False,
@@ -385,7 +388,7 @@ def study_command(
         if value is not None:
             overrides = merged(overrides, {name: str(value)})
     clock = Clock(only=only, max_minutes=max_minutes)
-    run_study(study, overrides, clock, any_start=any_start, dry_run=dry_run)
+    run_study(study, overrides, clock, starts=starts, any_start=any_start, dry_run=dry_run)
 
 
 @app.command("demo")

@@ -16,9 +16,15 @@ from cruxtune.study_clock import Clock
 
 
 def study_command(
-    path: Path, overrides: Mapping[str, Any], clock: Clock, *, any_start: bool = False, dry_run: bool = False
+    path: Path,
+    overrides: Mapping[str, Any],
+    clock: Clock,
+    *,
+    starts: bool = False,
+    any_start: bool = False,
+    dry_run: bool = False,
 ) -> None:
-    """Run a study or a search as far as the clock lets, or print what is done and what is not.
+    """Run a study or a search as far as the clock lets, make its starts alone, or print what is done and what is not.
 
     Raises:
         CruxtuneError: as the stages do; or results that were found with other settings.
@@ -34,6 +40,12 @@ def study_command(
         torch.set_num_threads(study.threads)
     if study.search is not None:
         start_search.run_search(study, clock)
+    elif starts:
+        from cruxtune.study_run import make_starts
+
+        for directory in make_starts(study, clock, any_start=any_start).values():
+            typer.echo(directory)
+        return
     else:
         from cruxtune.study_run import run_study
 

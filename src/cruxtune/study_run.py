@@ -63,6 +63,17 @@ def run_study(study: Study, clock: Clock, *, any_start: bool = False) -> dict[st
     return found
 
 
+def make_starts(study: Study, clock: Clock, *, any_start: bool = False) -> dict[str, Path]:
+    """Make the start of every task that the clock takes, again if it is gone; return where they are.
+
+    Raises:
+        CruxtuneError: as training does.
+        StoreError: a start that is not the one of the study or of its results.
+    """
+    wanted = [name for name in study.tasks if clock.takes(Unit(name, "coldstart").name)]
+    return {name: _Task(study, name, clock, any_start).start_directory() for name in wanted}
+
+
 def weights_hash(directory: Path) -> str:
     """Return the SHA-256 of a checkpoint's safetensors files, one after the other in the order of their names."""
     digest = hashlib.sha256()
@@ -124,6 +135,11 @@ class _Task:
                 return self._tune(unit)
             case _:
                 return self._cell(unit)
+
+    def start_directory(self) -> Path:
+        """Return where the start is, which is made if it is not there."""
+        stderr.print(f"{self._name}: {self._start['hash']}", soft_wrap=True)
+        return self._root / "models" / START
 
     @cached_property
     def _start(self) -> dict[str, Any]:
