@@ -9,7 +9,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from cruxtune.metrics import bootstrap_interval, mean_pass_at_k, paired_interval, pass_at_k
+from cruxtune.metrics import pass_at_k
+from cruxtune.statistics import bootstrap_interval, paired_interval
 
 
 @st.composite

@@ -20,6 +20,7 @@ from packaging.version import Version
 ROOT = Path(__file__).parent.parent
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 RECIPES = sorted([*(ROOT / "recipes").glob("*.yaml"), ROOT / "src" / "cruxtune" / "demo.yaml"])
+STUDIES = sorted((ROOT / "recipes" / "studies").glob("*.yaml"))
 
 HEAVY = ("torch", "transformers", "datasets", "trl", "peft", "accelerate")
 """What only a running stage may import."""
@@ -102,6 +103,16 @@ def test_recipe_plans_without_torch(recipe: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     steps = re.findall(r"^# (\w+)", done.stdout, flags=re.MULTILINE)
     assert {"respond", "annotate", "train", "evaluate", "compare"} <= set(steps)
+    assert done.stdout.splitlines()[-1] == "imported:"
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("study", STUDIES, ids=lambda path: path.stem)
+def test_study_is_listed_without_torch(study: Path, tmp_path: Path) -> None:
+    """`cruxtune study STUDY --dry-run` prints every unit, writes nothing and loads nothing heavy."""
+    done = run_cruxtune("study", str(study), "--dry-run", "--results", str(tmp_path / "none"), directory=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) > 5
     assert done.stdout.splitlines()[-1] == "imported:"
     assert not list(tmp_path.iterdir())
 

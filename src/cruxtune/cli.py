@@ -36,6 +36,7 @@ from cruxtune.stage_settings import (
     TrainSettings,
 )
 from cruxtune.stats_settings import StatsSettings
+from cruxtune.study_clock import Clock
 
 app = typer.Typer(
     name="cruxtune",
@@ -387,6 +388,41 @@ def run_command(
         if value is not None:
             overrides = merged(overrides, {name: str(value) if isinstance(value, Path) else value})
     _run(recipe, overrides, limit, overwrite, dry_run)
+
+
+@app.command("study")
+def study_command(
+    study: Annotated[Path, typer.Argument(help="YAML study; recipes/studies has examples.")],
+    output: Annotated[Path | None, typer.Option(help="Working directory, instead of the study's.")] = None,
+    results: Annotated[Path | None, typer.Option(help="Directory of the results, instead of the study's.")] = None,
+    only: Annotated[str | None, typer.Option(metavar="GLOB", help="Compute only what is called so: sums/cft*.")] = None,
+    max_minutes: Annotated[float | None, typer.Option(min=0, help="Begin nothing after so many minutes.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Replace a value of the study, e.g. threads=1."),
+    ] = None,
+    starts: Annotated[
+        bool, typer.Option("--starts", help="Make the starts alone, again if they are gone, and check their hashes.")
+    ] = False,
+    any_start: Annotated[
+        bool, typer.Option("--any-start", help="Go on although start or annotations were made again with other bits.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what is done and what is missing; compute and write nothing.")
+    ] = False,
+) -> None:
+    """Run a study: methods × seeds from one start, cell by cell, or a search for a start; what is finished is skipped.
+
+    `cruxtune study recipes/studies/small.yaml` is an example.
+    """
+    from cruxtune.study_commands import study_command as run_study
+
+    overrides = nested_values(set_ or [])
+    for name, value in (("output", output), ("results", results)):
+        if value is not None:
+            overrides = merged(overrides, {name: str(value)})
+    clock = Clock(only=only, max_minutes=max_minutes)
+    run_study(study, overrides, clock, starts=starts, any_start=any_start, dry_run=dry_run)
 
 
 @app.command("demo")

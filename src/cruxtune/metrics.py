@@ -1,12 +1,36 @@
-"""Metrics of evaluations and their uncertainty. The unit is the problem: problems are resampled, never responses."""
+"""Metrics of one problem's responses, with the formula and the source of each; means over problems are the caller's.
+
+Intervals and tests are in `cruxtune.statistics`, and docs/evaluation.md says how to read both.
+
+Answers are given as labels, one per response: 0 is the right answer, 1, 2 … are the wrong ones, and −1 is a response
+without an answer.
+"""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from decimal import Decimal, InvalidOperation
 
 import numpy as np
-import scipy.stats
+
+RIGHT, NO_ANSWER = 0, -1
+"""Labels of the right answer, and of none."""
+
+_COMMANDS = [
+    (re.compile(r"\\(?:text|mathrm|mbox|textbf|mathbf)\s*\{([^{}]*)\}"), r"\1"),
+    (re.compile(r"\\[dt]?frac\s*\{([^{}]+)\}\s*\{([^{}]+)\}"), r"(\1)/(\2)"),
+    (re.compile(r"\\(?:times|cdot)(?![a-zA-Z])|[×·∙]"), "*"),
+    (re.compile(r"\\div(?![a-zA-Z])|÷"), "/"),
+    (re.compile(r"[−–]"), "-"),
+    (re.compile(r"\\left|\\right|\\[,;!\s]|[$€£\\%]"), ""),
+    (re.compile(r"(?<=\d),(?=\d{3})"), ""),
+    # What is counted is no part of the sum: "3 apples + 4 apples = 7 apples".
+    (re.compile(r"(?<=\d)\s+[^\W\d_]{2,}(?=\s*[-+*/=])"), ""),
+    (re.compile(r"[ \t]*([-+*/^=()])[ \t]*"), r"\1"),
+]
+_EQUATION = re.compile(r"[\w.()*/+^-]+(?:=[\w.()*/+^-]+)+")
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
@@ -21,95 +45,182 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     >>> pass_at_k(n=4, c=1, k=2), pass_at_k(n=4, c=3, k=2), pass_at_k(n=8, c=0, k=8)
     (0.5, 1.0, 0.0)
     """
-    if not (0 <= c <= n and 1 <= k <= n):
-        raise ValueError(f"pass@k needs 0 <= c <= n and 1 <= k <= n, not n={n}, c={c}, k={k}")
+    _check(n, c, k)
     if n - c < k:
         return 1.0
     return float(1.0 - np.prod(1.0 - k / np.arange(n - c + 1, n + 1)))
 
 
-def mean_pass_at_k(counts: Sequence[tuple[int, int]], k: int) -> float:
-    """Return the mean of `pass_at_k` over problems, given (n, c) of each: samples, and correct ones among them.
+def pass_hat_k(n: int, c: int, k: int) -> float:
+    """Return the unbiased estimate of the chance that all of k samples are correct, pass^k, from c correct ones of n.
+
+    C(c, k) / C(n, k), as the product of (c - i) / (n - i) for i < k (Yao et al. 2024, "tau-bench", arXiv 2406.12045,
+    section 4).
 
     Raises:
-        ValueError: there are no problems, or as `pass_at_k`.
+        ValueError: unless 0 <= c <= n and 1 <= k <= n.
 
-    >>> mean_pass_at_k([(4, 1), (4, 4)], k=2)
-    0.75
+    >>> pass_hat_k(n=4, c=2, k=1), pass_hat_k(n=4, c=3, k=2), pass_hat_k(n=4, c=1, k=2)
+    (0.5, 0.5, 0.0)
     """
-    _require(counts)
-    return float(np.mean([pass_at_k(n, c, k) for n, c in counts]))
+    _check(n, c, k)
+    steps = np.arange(k)
+    return float(np.prod(np.maximum(c - steps, 0) / (n - steps)))
 
 
-def bootstrap_interval(
-    values: Sequence[float], *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
-) -> tuple[float, float]:
-    """Return a confidence interval of the mean over problems, by the bootstrap.
+def sizes(n: int) -> list[int]:
+    """Return the N for which pass@N is estimated from n samples: 1, 2, 4 … up to n/2.
 
-    Bias-corrected and accelerated (BCa; Efron 1987, "Better Bootstrap Confidence Intervals", JASA 82), as
-    `scipy.stats.bootstrap` has it. Where BCa is undefined, the percentile interval of the same resamples stands in.
+    Beyond, nearly all subsets are alike: with N = n there is a single one, and what it says is "any of n".
 
-    Equal values tell a bootstrap nothing: it would give an interval of width 0. For values that are all 0 or all 1 the
-    interval is therefore the exact one of a proportion (Clopper and Pearson 1934, Biometrika 26): after n failures
-    [0, 1 - (alpha/2)^(1/n)]. Any other equal values v give (v, v).
+    >>> sizes(16), sizes(12), sizes(1), sizes(0)
+    ([1, 2, 4, 8], [1, 2, 4], [1], [])
+    """
+    return [1] * (n > 0) + [1 << power for power in range(1, n.bit_length()) if 1 << power <= n // 2]
 
-    Args:
-        values: one per problem.
-        confidence: the interval's coverage.
-        resamples: how often the problems are drawn again.
-        seed: seed of the draws.
+
+def label_answers(answers: Iterable[tuple[bool, str | None]]) -> list[int]:
+    """Return the labels of a problem's responses, given of each whether it is right and the answer extracted from it.
+
+    Right answers are one, however they are written: the verifier found them equal. Wrong ones are the same where they
+    are the same number, or the same text but for case and spaces. They are numbered as they come.
+
+    >>> label_answers([(True, "1/2"), (False, "7"), (False, None), (True, "0.5"), (False, "7.0"), (False, "x")])
+    [0, 1, -1, 0, 1, 2]
+    """
+    seen: dict[str, int] = {}
+    labels = []
+    for right, answer in answers:
+        if right:
+            labels.append(RIGHT)
+        elif answer is None:
+            labels.append(NO_ANSWER)
+        else:
+            labels.append(seen.setdefault(_canonical(answer), len(seen) + 1))
+    return labels
+
+
+def majority(labels: Sequence[int]) -> float:
+    """Return whether the most frequent answer is right; a tie of m answers that has the right one counts 1/m.
+
+    That is the expected value of drawing one of them (self-consistency: Wang et al. 2022, arXiv 2203.11171, which
+    leaves ties open). Responses without an answer do not vote; where none votes, it is 0.
+
+    >>> majority([0, 0, 1]), majority([0, 1, 2, -1]), majority([-1, -1, 0]), majority([1, 1, 0])
+    (1.0, 0.3333333333333333, 1.0, 0.0)
+    """
+    votes = Counter(label for label in labels if label != NO_ANSWER)
+    most = max(votes.values(), default=0)
+    winners = [label for label, count in votes.items() if count == most]
+    return float(RIGHT in winners) / len(winners) if winners else 0.0
+
+
+def majority_at_k(labels: Sequence[int], k: int) -> float:
+    """Return the mean of `majority` over the disjoint blocks of k responses, in their order; unbiased.
 
     Raises:
-        ValueError: there are no values.
+        ValueError: unless 1 <= k <= n.
 
-    >>> low, high = bootstrap_interval([0.0] * 40 + [1.0] * 60)
-    >>> round(low, 2), round(high, 2)
-    (0.5, 0.69)
-    >>> low, high = bootstrap_interval([0.0] * 10)
-    >>> low, round(high, 4), round(1 - 0.025 ** (1 / 10), 4)
-    (0.0, 0.3085, 0.3085)
+    >>> majority_at_k([0, 0, 1, 0, 1, 1, 0], k=3)
+    0.5
     """
-    _require(values)
-    sample = np.asarray(values, dtype=float)
-    if np.all(sample == sample[0]):
-        if sample[0] not in (0.0, 1.0):
-            return float(sample[0]), float(sample[0])
-        exact = scipy.stats.binomtest(int(sample.sum()), len(sample)).proportion_ci(confidence, method="exact")
-        return float(exact.low), float(exact.high)
-    options = {"n_resamples": resamples, "confidence_level": confidence, "batch": 200}
-    with warnings.catch_warnings(), np.errstate(invalid="ignore", divide="ignore"):
-        # What scipy warns of, BCa without a value, is what the second method is for.
-        warnings.simplefilter("ignore", scipy.stats.DegenerateDataWarning)
-        for method in ("BCa", "percentile"):
-            found = scipy.stats.bootstrap((sample,), np.mean, method=method, rng=seed, **options).confidence_interval
-            if np.isfinite([found.low, found.high]).all():
-                break
-    return float(found.low), float(found.high)
+    if not 1 <= k <= len(labels):
+        raise ValueError(f"majority@k needs 1 <= k <= n, not n={len(labels)}, k={k}")
+    starts = range(0, len(labels) - k + 1, k)
+    return sum(majority(labels[start : start + k]) for start in starts) / len(starts)
 
 
-def paired_interval(
-    a: Sequence[float], b: Sequence[float], *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
-) -> tuple[float, float]:
-    """Return a confidence interval of mean(a) - mean(b), both over the same problems in the same order.
+def answer_entropy(labels: Sequence[int]) -> float:
+    """Return the entropy of the answers among the samples, −Σ p log p with p their shares, in nats.
 
-    What is resampled is the problems' differences, so that how hard a problem is cancels out (Efron and Tibshirani
-    1993, "An Introduction to the Bootstrap", ch. 8). Where all differences are equal, so are both ends.
+    "No answer" is one of them. (Semantic entropy, Kuhn et al. 2023, arXiv 2302.09664, eq. 5, with equal answers for
+    equal meanings; the plug-in estimate, which is too low for few samples.)
+
+    >>> answer_entropy([0, 0, 0]), round(answer_entropy([0, 0, 1, -1]), 4)
+    (0.0, 1.0397)
+    """
+    _, counts = np.unique(labels, return_counts=True)
+    shares = counts / counts.sum()
+    return abs(float(-(shares * np.log(shares)).sum()))
+
+
+def equation_path(text: str) -> tuple[str, ...]:
+    r"""Return the equations of a solution in their order, written in one way.
+
+    Solutions of the same path reason alike (Yuan et al. 2023, "Scaling Relationship on Learning Mathematical
+    Reasoning", arXiv 2308.01825: equations that differ in form or order make another path). Spaces, signs of
+    multiplication and division, thousands separators, currencies and what is counted make no difference.
+
+    >>> equation_path("First 3 apples + 4 apples = 7 apples. Then $2 × 7 = 14$.")
+    ('3+4=7', '2*7=14')
+    >>> equation_path(r"\frac{1,000}{4} = 250, so x=250") == equation_path("(1000)/(4)=250; x = 250")
+    True
+    """
+    for pattern, replacement in _COMMANDS:
+        text = pattern.sub(replacement, text)
+    found = (match.group().strip(".") for match in _EQUATION.finditer(text))
+    return tuple(equation for equation in found if any(map(str.isdigit, equation)))
+
+
+def plain_text(text: str) -> str:
+    r"""Return a text with every run of white space as one space: what "distinct by text" tells apart.
+
+    >>> plain_text(" 3 + 4\n= 7 ")
+    '3 + 4 = 7'
+    """
+    return " ".join(text.split())
+
+
+def distinct_n(texts: Sequence[str], n: int) -> float:
+    """Return the distinct n-grams of several texts ÷ all their n-grams, over words and single marks; 0 without any.
+
+    (distinct-n: Li et al. 2016, "A Diversity-Promoting Objective Function", arXiv 1510.03055, section 5.) It falls with
+    the number of texts and with their length, so that it compares under equal numbers only.
+
+    >>> distinct_n(["a b a", "a b"], 1), distinct_n(["a b a", "a b"], 2), distinct_n(["a"], 2)
+    (0.4, 0.6666666666666666, 0.0)
+    """
+    ids: dict[str, int] = {}
+    parts = [
+        np.array([ids.setdefault(word, len(ids)) for word in re.findall(r"\w+|[^\w\s]", text)], dtype=np.int64)
+        for text in texts
+    ]
+    windows = [np.lib.stride_tricks.sliding_window_view(part, n) for part in parts if len(part) >= n]
+    if not windows:
+        return 0.0
+    grams = np.concatenate(windows)
+    return len(np.unique(grams, axis=0)) / len(grams)
+
+
+def calibration_error(confidences: Sequence[float], right: Sequence[float], *, bins: int = 10) -> float:
+    """Return the expected calibration error: Σ_b (n_b / n) · |accuracy of b − mean confidence of b|.
+
+    The b are bins of equal width in [0, 1]; the right end belongs to the bin (Guo et al. 2017, "On Calibration of
+    Modern Neural Networks", arXiv 1706.04599, eq. 3).
 
     Raises:
-        ValueError: there are no values, or not as many in `a` as in `b`.
+        ValueError: there are no values, or not as many of one as of the other.
 
-    >>> paired_interval([1, 1, 0, 1], [1, 1, 0, 1])
-    (0.0, 0.0)
+    >>> round(calibration_error([0.95, 0.95, 0.2, 0.4], [1, 0, 0, 1]), 4)
+    0.425
     """
-    if len(a) != len(b):
-        raise ValueError(f"values must be paired by problem, but there are {len(a)} and {len(b)}")
-    _require(a)
-    differences = np.subtract(a, b, dtype=float)
-    if np.all(differences == differences[0]):
-        return float(differences[0]), float(differences[0])
-    return bootstrap_interval(differences.tolist(), confidence=confidence, resamples=resamples, seed=seed)
+    if not len(confidences) or len(confidences) != len(right):
+        raise ValueError(f"calibration needs pairs, but there are {len(confidences)} and {len(right)} values")
+    sure, hits = np.asarray(confidences, dtype=float), np.asarray(right, dtype=float)
+    places = np.clip(np.ceil(sure * bins).astype(int) - 1, 0, bins - 1)
+    gaps = np.bincount(places, weights=hits - sure, minlength=bins)
+    return float(np.abs(gaps).sum() / len(sure))
 
 
-def _require(values: Sequence[object]) -> None:
-    if not len(values):
-        raise ValueError("a mean needs at least one problem")
+def _check(n: int, c: int, k: int) -> None:
+    if not (0 <= c <= n and 1 <= k <= n):
+        raise ValueError(f"pass@k needs 0 <= c <= n and 1 <= k <= n, not n={n}, c={c}, k={k}")
+
+
+def _canonical(answer: str) -> str:
+    plain = "".join(answer.split()).casefold()
+    try:
+        number = Decimal(re.sub(r"(?<=\d),(?=\d{3})", "", plain))
+    except InvalidOperation:
+        return plain
+    return str(number.normalize()) if number.is_finite() else plain

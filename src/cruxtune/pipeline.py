@@ -27,8 +27,9 @@ from cruxtune.stages.respond import respond
 from cruxtune.stages.select import select
 from cruxtune.stages.train import train
 from cruxtune.store import Workspace, write_atomic
+from cruxtune.validation import draw
 
-_STAGES: dict[str, Callable[[Any], dict[str, Any]]] = {
+STAGES: dict[str, Callable[[Any], dict[str, Any]]] = {
     "respond": respond,
     "annotate": annotate,
     "select": select,
@@ -60,14 +61,18 @@ def run(recipe: Recipe, *, limit: int | None = None, overwrite: bool = False) ->
     for number, step in enumerate(steps, start=1):
         stderr.print(f"[bold]\\[{number}/{len(steps)}] {step.name}[/bold]{clock.left(step, steps)}")
         with clock.timing(step):
-            manifests[step.name] = _STAGES[step.stage](step.settings)
+            manifests[step.name] = STAGES[step.stage](step.settings)
         # A model that is no longer used must not stay beside the next one.
         gc.collect()
     return Run(manifests, clock.seconds)
 
 
-def prepare_problems(recipe: Recipe, *, limit: int | None = None, overwrite: bool = False) -> dict[str, Any]:
+def prepare_problems(
+    recipe: Recipe, *, limit: int | None = None, overwrite: bool = False, validation: int | None = None
+) -> dict[str, Any]:
     """Write the splits as JSONL files and return their manifest.
+
+    `validation` problems are taken from those to respond to and make a split of their own.
 
     Raises:
         ConfigError: a cold start without a number of problems for it.
@@ -75,14 +80,18 @@ def prepare_problems(recipe: Recipe, *, limit: int | None = None, overwrite: boo
     """
     identity = {**flat(recipe.problems), **flat(recipe.splits), "seed": recipe.seed, "limit": limit}
     identity["decontaminate"] = recipe.decontaminate
+    identity |= {"validation": validation} if validation else {}
     if recipe.heldout:
         identity |= {f"heldout.{name}": value for name, value in flat(recipe.heldout).items()}
     with Workspace(recipe.output / "problems", "problems", identity, overwrite=overwrite) as workspace:
         if workspace.complete:
             return workspace.manifest
         # A cold start on a few problems would teach nothing, and the trial would stop for want of a correct response.
-        limits = {"coldstart": None, "train": limit, "heldout": limit}
+        limits = {"coldstart": None, "train": limit, "heldout": limit, "validation": None}
         parts, notes = split(recipe)
+        if validation:
+            drawn = draw(parts["train"], validation, recipe.seed)
+            parts = {**parts, "validation": drawn, "train": without_overlap(parts["train"], drawn)}
         splits = {name: part[: limits[name]] for name, part in parts.items() if part}
         for name, part in splits.items():
             write_problems(split_file(recipe.output, name), part)

@@ -22,6 +22,7 @@ from cruxtune.errors import ConfigError, DataError
 from cruxtune.records import PROBLEM_SCHEMA, Problem
 from cruxtune.rows import RECORD_FIELDS, is_own, normalised, own_problem, problem_of, record_of, what_is_missing
 from cruxtune.sources import GYM, GYM_COLUMNS, closest, dataset_rows, file_rows, gym_rows, is_file
+from cruxtune.worked import Style
 
 _log = logging.getLogger("cruxtune")
 
@@ -53,6 +54,11 @@ class ProblemSource(BaseModel, extra="forbid", frozen=True):
         default_factory=dict, description="Parameters of the reasoning-gym task as name=value, e.g. max_terms=4."
     )
     size: int = Field(500, gt=0, description="How many problems a reasoning-gym task generates.")
+    solution_style: Style | None = Field(
+        None,
+        description="How worked solutions of a reasoning-gym task are written: in lines (the default), in sentences of "
+        "varied wording, or checked (sentences, and the work done twice).",
+    )
 
 
 def load_problems(
@@ -98,7 +104,7 @@ def load_problems(
     mapping = {name: source.fields.get(name, name) for name in (GYM_COLUMNS if is_gym else RECORD_FIELDS)}
     wanted = {*mapping.values(), *PROBLEM_SCHEMA.names}
     if is_gym:
-        origin, columns, rows = gym_rows(source.problems, source.gym, source.size, seed)
+        origin, columns, rows = gym_rows(source.problems, source.gym, source.size, seed, source.solution_style)
     elif is_benchmark:
         origin, columns, rows = benchmark_rows(one_benchmark(source.problems), source.split, benchmarks_dir)
     elif is_file(source.problems):
@@ -200,6 +206,7 @@ def _check_options(source: ProblemSource) -> None:
         ("--field", bool(source.fields), what in ("a dataset", "a file")),
         ("--gym", bool(source.gym), what == "a reasoning-gym task"),
         ("--size", source.size != 500, what == "a reasoning-gym task"),
+        ("--solution-style", source.solution_style is not None, what == "a reasoning-gym task"),
         ("--kind gym", source.kind == "gym", what == "a reasoning-gym task"),
     ):
         if given and not used:

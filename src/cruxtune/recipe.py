@@ -195,7 +195,9 @@ def plan(recipe: Recipe, *, overwrite: bool = False) -> list[Step]:
     for name, section in recipe.train.items():
         where, source = f"train.{name}", {"annotations": root / "annotations"}
         if section.get("method") in SELECT_METHODS:
-            leaves = {**source, **{key: value for key, value in section.items() if key in _SELECT_KEYS}}
+            # What a selection draws at random depends on the model's seed, as its training does.
+            drawn = {"seed": section["seed"]} if "seed" in section else {}
+            leaves = {**source, **drawn, **{key: value for key, value in section.items() if key in _SELECT_KEYS}}
             section = {key: value for key, value in section.items() if key not in _SELECT_KEYS}
             source = {"selection": root / "selections" / name}
             wanted.append((f"select {name}", "select", settings(SelectSettings, where, leaves, f"selections/{name}")))

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cruxtune.errors import ConfigError, DataError
+from cruxtune.worked import Style, worked
 
 GYM = "gym:"
 """What the name of a reasoning-gym task begins with."""
@@ -107,7 +108,7 @@ def dataset_rows(
     return _table(origin, names, dataset.select_columns(names if wanted is None else _used(names, wanted)))
 
 
-def gym_rows(problems: str, parameters: Mapping[str, Any], size: int, seed: int) -> Rows:
+def gym_rows(problems: str, parameters: Mapping[str, Any], size: int, seed: int, style: Style | None = None) -> Rows:
     """Return the entries of a reasoning-gym task, generated when they are asked for.
 
     A composite task's rows name the task that each entry is of, whose scorer it needs.
@@ -117,9 +118,11 @@ def gym_rows(problems: str, parameters: Mapping[str, Any], size: int, seed: int)
         parameters: the task's parameters, but for size and seed.
         size: how many entries.
         seed: the task's seed.
+        style: how worked solutions are written, by default in lines.
 
     Raises:
-        ConfigError: there is no such task or parameter, or the task does not work with the parameters given.
+        ConfigError: there is no such task or parameter, the task does not work with the parameters given, or it has no
+            worked solutions and a style for them.
     """
     import reasoning_gym  # a second or two, which other sources need not spend
     from reasoning_gym.composite import DatasetSpec
@@ -158,28 +161,16 @@ def gym_rows(problems: str, parameters: Mapping[str, Any], size: int, seed: int)
                 raise _gym_failed(name, parameters, error) from None
             facts = entry["metadata"]
             task = facts["source_dataset"] if name == "composite" else name
-            solution = chain_sum_solution(facts["expression"]) if task == "chain_sum" else facts.get("answer_cot")
+            solution = worked(task, facts, style or "lines")
+            if style and (solution is None or task == "gsm_symbolic"):
+                raise ConfigError(
+                    f"--solution-style {style}: there are no worked solutions of ours for the reasoning-gym task "
+                    f"{task}; leave it out"
+                )
             values = (entry["question"], entry["answer"], solution, task, configs[task], entry)
             yield _row_of(index, origin), dict(zip(GYM_COLUMNS, values, strict=True))
 
     return Rows(origin, GYM_COLUMNS, rows())
-
-
-def chain_sum_solution(expression: str) -> str:
-    r"""Return a worked solution of a `chain_sum` expression, a line per step.
-
-    reasoning-gym has worked solutions for `gsm_symbolic` only; these are ours.
-
-    >>> chain_sum_solution("4 - 1 - 7")
-    '4 - 1 = 3\n3 - 7 = -4\n#### -4'
-    """
-    first, *rest = expression.split()
-    value, lines = int(first), []
-    for sign, term in zip(rest[::2], rest[1::2], strict=True):
-        after = value + int(term) if sign == "+" else value - int(term)
-        lines.append(f"{value} {sign} {term} = {after}")
-        value = after
-    return "\n".join([*lines, f"#### {value}"])
 
 
 def _row_of(index: int, name: str) -> str:

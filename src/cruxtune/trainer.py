@@ -35,6 +35,8 @@ _PARTS = (
 )
 """What a checkpoint must have besides its state: one of each."""
 _LOGGED = ("step", "epoch", "loss", "grad_norm", "learning_rate")
+_COUNTED = ("tokens_trained", "tokens_computed")
+"""What a trainer counts, which its checkpoints carry."""
 
 
 def training_model_settings(model: ModelSettings, lora: LoraSettings) -> ModelSettings:
@@ -209,10 +211,11 @@ def _watcher(trainer: Any, advance: Callable[[int], None], on_save: Callable[[],
             self._saved = time.monotonic()
 
         def state(self) -> dict[str, Any]:
-            return {"args": {}, "attributes": {"tokens_trained": trainer.tokens_trained}}
+            return {"args": {}, "attributes": {name: getattr(trainer, name) for name in _COUNTED}}
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            trainer.tokens_trained = state.stateful_callbacks["Watcher"]["attributes"]["tokens_trained"]
+            for name in _COUNTED:
+                setattr(trainer, name, state.stateful_callbacks["Watcher"]["attributes"][name])
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             advance(1)

@@ -53,6 +53,8 @@ class WeightedTrainer(SFTTrainer):
         self._shares: bool | None = None
         self.tokens_trained = 0
         """Tokens with loss in all steps so far, over all devices; a checkpoint's callbacks carry it."""
+        self.tokens_computed = 0
+        """Tokens put through the model in all steps so far, padding included, over all devices; carried likewise."""
         self.examination: Any = None
         """What `evaluate` asks of the model; see `cruxtune.examination`."""
         # TRL takes no collator of others where it works without padding.
@@ -138,12 +140,14 @@ class WeightedTrainer(SFTTrainer):
         """Collect what SFTTrainer logs: entropy and accuracy at trained tokens, tokens seen."""
         mode = "train" if self.model.training else "eval"
         seen = inputs["attention_mask"].sum() if "attention_mask" in inputs else inputs["input_ids"].numel()
-        local = torch.tensor([kept.sum(), entropies.sum(), hits.sum(), seen], device=kept.device)
-        count, entropy, correct, tokens = self.accelerator.gather(local[None]).sum(dim=0).tolist()
+        put = inputs["input_ids"].numel()
+        local = torch.tensor([kept.sum(), entropies.sum(), hits.sum(), seen, put], device=kept.device)
+        count, entropy, correct, tokens, computed = self.accelerator.gather(local[None]).sum(dim=0).tolist()
         self._metrics[mode]["entropy"].append(entropy / max(count, 1))
         self._metrics[mode]["mean_token_accuracy"].append(correct / max(count, 1))
         if mode == "train":
             self._total_train_tokens += int(tokens) // self._tp_size
+            self.tokens_computed += int(computed) // self._tp_size
         self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor | None:

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from cruxtune.errors import DataError, StoreError
-from cruxtune.metrics import bootstrap_interval, paired_interval, pass_at_k
+from cruxtune.metrics import pass_at_k
 from cruxtune.stage_settings import CompareSettings
+from cruxtune.statistics import bootstrap_interval, paired_interval
 from cruxtune.store import finished_manifest, read_rows, write_atomic
 
 _CONDITIONS = (

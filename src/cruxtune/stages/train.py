@@ -202,6 +202,7 @@ def _finish(
             "steps": trainer.state.global_step,
             "tokens_trained": trainer.tokens_trained,
             "processes": count(),
+            "tokens_computed": trainer.tokens_computed,
         },
         "loss": {"first": losses[0], "last": losses[-1]},
         **({"validation": validation} if validation else {}),

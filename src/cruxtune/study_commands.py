@@ -1,0 +1,89 @@
+"""What the command `study` does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from cruxtune import start_search
+from cruxtune.power import power_table
+from cruxtune.progress import stderr
+from cruxtune.study import Study, read_study, result_file, units
+from cruxtune.study_clock import Clock
+
+
+def study_command(
+    path: Path,
+    overrides: Mapping[str, Any],
+    clock: Clock,
+    *,
+    starts: bool = False,
+    any_start: bool = False,
+    dry_run: bool = False,
+) -> None:
+    """Run a study or a search as far as the clock lets, make its starts alone, or print what is done and what is not.
+
+    Raises:
+        CruxtuneError: as the stages do; or results that were found with other settings.
+    """
+    study = read_study(path, overrides)
+    if dry_run:
+        for line in listing(study):
+            typer.echo(line)
+        return
+    if study.threads is not None:
+        import torch
+
+        torch.set_num_threads(study.threads)
+    if study.search is not None:
+        start_search.run_search(study, clock)
+    elif starts:
+        from cruxtune.study_run import make_starts
+
+        for directory in make_starts(study, clock, any_start=any_start).values():
+            typer.echo(directory)
+        return
+    else:
+        from cruxtune.study_run import run_study
+
+        found = run_study(study, clock, any_start=any_start)
+        missing = len(units(study)) - len(found)
+        if missing:
+            stderr.print(
+                f"{missing} of {len(units(study))} units are missing; the same command goes on", soft_wrap=True
+            )
+    typer.echo(study.results)
+
+
+def listing(study: Study) -> Iterator[str]:
+    """Yield a line for every unit: done or missing, expected minutes, name; then what is left, and the power."""
+    if study.search is not None:
+        for start in start_search.starts(study):
+            done = start_search.result_file(study, start).exists()
+            yield f"{'done' if done else 'missing':8}{start.name}"
+        return
+    left, unknown = 0.0, 0
+    for unit in units(study):
+        done, minutes = result_file(study, unit).exists(), study.minutes(unit.name)
+        if not done:
+            left, unknown = left + (minutes or 0.0), unknown + (minutes is None)
+        yield f"{'done' if done else 'missing':8}{'?' if minutes is None else f'{minutes:.0f}':>4} min  {unit.name}"
+    yield f"left: about {left / 60:.1f} hours" + (f", and {unknown} units of unknown length" if unknown else "")
+    yield from power_lines(study)
+
+
+def power_lines(study: Study) -> Iterator[str]:
+    """Yield the smallest differences that each task can detect, as Markdown."""
+    if study.power is None:
+        return
+    for name, task in study.tasks.items():
+        heldout = study.recipe_of(name, study.output).splits.heldout
+        if heldout is None:
+            continue
+        yield ""
+        yield f"{name}, {heldout:,} problems, percentage points:"
+        yield ""
+        yield from power_table(task.seeds, heldout, **study.power.model_dump()).splitlines()

@@ -1,0 +1,234 @@
+"""Studies on a tiny model, with a verifier that finds about half of all texts correct."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from cruxtune.errors import ConfigError, StoreError
+from cruxtune.study import Study, units
+from cruxtune.study_clock import Clock
+
+
+@pytest.fixture
+def content(tmp_path: Path, tiny_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A study of one task, two methods and two seeds, whose working directory is the current one."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "judge_even.py").write_text("def judge(text, problem):\n    return sum(text.encode()) % 2 == 0\n")
+    return {
+        "output": "work",
+        "results": "found",
+        "threads": 1,
+        "recipe": {
+            "model": {"model": str(tiny_checkpoint(tmp_path / "model")), "dtype": "float64"},
+            "prompt": {"template": "plain"},
+            "verifier": {"verifier": "judge_even:judge"},
+            "decoding": {"max_new_tokens": 8},
+            "engine": {"batch_size": 8, "draft_length": 2},
+            "splits": {"coldstart": 8, "train": 12, "heldout": 6},
+            "coldstart": {"learning_rate": 1e-6, "epochs": 1, "batch_size": 8},
+            "validation": {"probe": 2},
+            "evaluate": {"samples": 2, "sampled_problems": 4},
+        },
+        "tasks": {
+            "sums": {
+                "seeds": {"cft": 2, "random": 1},
+                "recipe": {"problems": {"problems": "gym:chain_sum", "size": 80, "kind": "custom"}},
+            }
+        },
+        "methods": {"cft": {"method": "cft", "epochs": 1}, "random": {"method": "random", "epochs": 1}},
+        "tuning": {"learning_rates": [1e-4, 1e-5], "problems": 4},
+        "power": {"disagreement": 0.2, "between_seeds": 0.1, "seed_deviation": 0.0},
+        "expected_minutes": {"*/tune-*": 4, "*": 10},
+    }
+
+
+UNITS = [
+    "sums/coldstart",
+    "sums/annotations",
+    "sums/start",
+    "sums/tune-cft-0.0001",
+    "sums/tune-cft-1e-05",
+    "sums/tune-random-0.0001",
+    "sums/tune-random-1e-05",
+    "sums/cft-0",
+    "sums/random-0",
+    "sums/cft-1",
+]
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What stages did work, as stage and directory; reading what is finished is none."""
+    from cruxtune import pipeline
+    from cruxtune.store import Workspace
+
+    done: list[str] = []
+    finish = Workspace.finish
+
+    def told(self: Workspace, **values: Any) -> dict[str, Any]:
+        done.append(f"{self.stage} {self.path.name}")
+        return finish(self, **values)
+
+    monkeypatch.setattr(Workspace, "finish", told)
+    assert pipeline.STAGES
+    return done
+
+
+def test_units_come_seed_by_seed(content: dict[str, Any]) -> None:
+    """The start, its annotations, learning rates, and then a seed of every method before two of one."""
+    assert [unit.name for unit in units(Study.model_validate(content))] == UNITS
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"methods": {}}, "methods and tuning are missing"),
+        ({"methods": {"start": {}}}, "methods.start: this name is taken"),
+        ({"methods": {"cft": {"seed": 3}}}, "methods.cft.seed: this follows from the study"),
+        ({"methods": {"cft": {"method": "cft"}}}, "tasks.sums.seeds.random: there is no such method"),
+        ({"tuning": {"learning_rates": [1e-5], "problems": 4, "seed": 1}}, "choose a larger one"),
+        ({"search": {"coldstart": [8]}}, "a search has no methods"),
+    ],
+)
+def test_wrong_studies_are_explained(content: dict[str, Any], change: dict[str, Any], message: str) -> None:
+    """What the study decides, names that are taken, and methods that there are not."""
+    with pytest.raises(ValidationError, match=message):
+        Study.model_validate({**content, **change})
+
+
+def test_wrong_recipes_are_explained(content: dict[str, Any]) -> None:
+    """Keys of a task's recipe are checked, and those that the study decides are refused."""
+    content["tasks"]["sums"]["recipe"]["decodign"] = {}
+    with pytest.raises(ConfigError, match=r"tasks.sums.recipe: decodign"):
+        Study.model_validate(content).recipe_of("sums", Path("x"))
+    content["tasks"]["sums"]["recipe"] = {"output": "elsewhere"}
+    with pytest.raises(ConfigError, match=r"tasks.sums.recipe.output: this follows from the study"):
+        Study.model_validate(content).recipe_of("sums", Path("x"))
+
+
+@pytest.mark.slow
+def test_an_interrupted_study_goes_on_and_repeats_nothing(
+    content: dict[str, Any], made: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped between training and evaluation of a cell, continued without its working directory: each result once."""
+    from cruxtune import study_run
+
+    study = Study.model_validate(content)
+    evaluate = study_run.STAGES["evaluate"]
+
+    def stopping(settings: Any) -> Any:
+        if settings.output.output.name == "random-0":
+            raise KeyboardInterrupt
+        return evaluate(settings)
+
+    monkeypatch.setitem(study_run.STAGES, "evaluate", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        study_run.run_study(study, Clock())
+    monkeypatch.setitem(study_run.STAGES, "evaluate", evaluate)
+    there = {path: path.read_bytes() for path in Path("found/sums").iterdir()}
+    assert sorted(path.stem for path in there) == sorted(name.partition("/")[2] for name in UNITS[:8])
+    assert len(made) == len(set(made))
+    first, made[:] = list(made), []
+
+    found = study_run.run_study(study, Clock(only="*/random-*"))
+    assert list(found) == UNITS[:9]
+    # The trained model was there; its evaluation was all that was missing.
+    assert made == ["evaluate random-0"]
+    assert "train random-0" in first
+    made.clear()
+
+    shutil.rmtree("work")
+    found = study_run.run_study(study, Clock())
+    assert list(found) == UNITS
+    # What the missing cell needs is made again, and nothing else.
+    again = ["problems problems", "train start", "respond responses", "annotate annotations"]
+    assert made == [*again, "train cft-1", "evaluate cft-1"]
+    assert {path: path.read_bytes() for path in there} == there
+    assert not [path for path in Path("work").rglob("*.safetensors") if path.parent.name != "start"]
+    made.clear()
+    shutil.rmtree("work")
+    assert study_run.run_study(study, Clock()) == found
+    assert made == []
+
+    cell = found["sums/cft-1"]
+    assert cell["settings"]["learning_rate"] in (1e-4, 1e-5)
+    assert list(cell["settings"]["study"]["validation"]) == ["0.0001", "1e-05"]
+    assert cell["settings"]["study"]["start"] == found["sums/coldstart"]["hash"]
+    assert (len(cell["greedy"]), len(cell["sampled"]["problems"])) == (6, 4)
+    assert cell["training"]["curves"]["eval_loss_critical"]
+    assert found["sums/start"]["training"] is None
+
+    content["methods"]["cft"]["epochs"] = 2
+    with pytest.raises(StoreError, match=r"method.epochs = 1, and the study has 2"):
+        study_run.run_study(Study.model_validate(content), Clock())
+
+
+def test_another_start_than_the_stated_one_is_refused(content: dict[str, Any]) -> None:
+    """The hash of the study is checked, and a start that was made again must be what it was."""
+    from cruxtune.study_run import make_starts, run_study, weights_hash
+
+    content["tasks"]["sums"]["start_hash"] = "0" * 64
+    with pytest.raises(StoreError, match=r"tasks.sums.start_hash is 0+, and what was made here has"):
+        run_study(Study.model_validate(content), Clock(only="*/coldstart"))
+    content["tasks"]["sums"]["start_hash"] = weights_hash(Path("work/sums/models/start"))
+    found = run_study(Study.model_validate(content), Clock(only="*/coldstart"))
+    assert found["sums/coldstart"]["hash"] == content["tasks"]["sums"]["start_hash"]
+
+    weights = Path("work/sums/models/start/model.safetensors").read_bytes()
+    shutil.rmtree("work")
+    assert make_starts(Study.model_validate(content), Clock()) == {"sums": Path("work/sums/models/start")}
+    assert Path("work/sums/models/start/model.safetensors").read_bytes() == weights
+
+    path = Path("found/sums/coldstart.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "hash": "1" * 64}))
+    del content["tasks"]["sums"]["start_hash"]
+    with pytest.raises(StoreError, match=r"coldstart.json hash is 1+"):
+        run_study(Study.model_validate(content), Clock(only="*/annotations"))
+    assert "sums/annotations" in run_study(Study.model_validate(content), Clock(only="*/annotations"), any_start=True)
+
+
+def test_no_unit_begins_when_time_is_over(content: dict[str, Any]) -> None:
+    """With no time, nothing is computed."""
+    from cruxtune.study_run import run_study
+
+    assert run_study(Study.model_validate(content), Clock(max_minutes=0)) == {}
+    assert not Path("work").exists()
+
+
+def test_the_best_learning_rate_is_chosen() -> None:
+    """By accuracy; of equal ones the smaller."""
+    from cruxtune.study_run import chosen_rate
+
+    assert chosen_rate({1e-5: 0.2, 3e-5: 0.4, 1e-4: 0.4}) == 3e-5
+
+
+def test_the_listing_says_what_is_missing_and_how_long_it_takes(content: dict[str, Any]) -> None:
+    """A line for each unit with its expected minutes, their sum in hours, and what the study can detect."""
+    from cruxtune.study_commands import listing
+
+    Path("found/sums").mkdir(parents=True)
+    Path("found/sums/tune-cft-1e-05.json").write_text("{}")
+    lines = list(listing(Study.model_validate(content)))
+    assert lines[3] == "missing    4 min  sums/tune-cft-0.0001"
+    assert lines[4] == "done       4 min  sums/tune-cft-1e-05"
+    assert [line.split()[-1] for line in lines[: len(UNITS)]] == UNITS
+    assert lines[len(UNITS)] == f"left: about {(3 * 4 + 6 * 10) / 60:.1f} hours"
+    assert "| 2 and the start | cft |" in "\n".join(lines)
+
+
+def test_a_seed_decides_what_is_drawn_at_random(content: dict[str, Any]) -> None:
+    """The selection of a model with a seed of its own has that seed."""
+    from cruxtune.recipe import plan
+
+    train = {"random": {"method": "random", "seed": 3}, "numeric": {"method": "numeric"}}
+    steps = {step.name: step for step in plan(Study.model_validate(content).recipe_of("sums", Path("x"), train=train))}
+    seeds = {name: step.settings.model_dump()["output"]["seed"] for name, step in steps.items() if name != "compare"}
+    assert (seeds["select random"], seeds["train random"]) == (3, 3)
+    assert (seeds["select numeric"], seeds["train numeric"], seeds["evaluate random"]) == (0, 0, 0)
