@@ -26,7 +26,7 @@ from cruxtune.errors import ConfigError, DataError
 from cruxtune.hub import check_access, push
 from cruxtune.masks import training_row
 from cruxtune.modelcard import write_card
-from cruxtune.models import context_length, end_of_sequence_ids, fingerprint, load_model, load_tokenizer
+from cruxtune.models import context_length, end_of_sequence_ids, end_with, fingerprint, load_model, load_tokenizer
 from cruxtune.problems import fingerprint as problems_fingerprint
 from cruxtune.prompts import Renderer, tokenizer_hash
 from cruxtune.records import Problem
@@ -107,7 +107,7 @@ def _train(settings: TrainSettings, source: _Gold | _Responses, workspace: Works
     if settings.low_rank.lora:
         prepare_base(model, tokenizer, source.model, output.output)
     # The sequence ends as responses end, whatever the checkpoint said of it before.
-    model.generation_config.eos_token_id = eos_ids
+    end_with(model, eos_ids)
     # The trainer gives its tokenizer a padding token; the one that is saved stays as it was.
     trainer = build_trainer(model, copy.deepcopy(tokenizer), rows, settings, source.model, work)
     with ExitStack() as stack:
