@@ -6,13 +6,18 @@ import json
 import os
 import string
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from cruxtune.models import quiet_libraries
 from cruxtune.pipeline import run
 from cruxtune.recipe import plan, read_recipe
+from cruxtune.runner import open_verifier
 from cruxtune.stage_settings import EvaluateSettings
+from cruxtune.stages import annotate, evaluate, respond
 from cruxtune.store import read_manifest, read_rows
 from cruxtune.summary import summarise
 
@@ -43,9 +48,20 @@ def made_up(directory: Path) -> Path:
     return directory
 
 
+@pytest.fixture
+def model(tmp_path: Path, tiny_model: Callable[..., Any], tiny_tokenizer: Callable[..., Any]) -> Path:
+    """A tiny model that says little but letters and what may stand between them."""
+    made = tiny_model("llama", context=8192, eos=[258])
+    made.get_output_embeddings().weight.data[list(b"ABC ()\n")] *= 3
+    with quiet_libraries():
+        made.save_pretrained(tmp_path / "model")
+        tiny_tokenizer("chatml").save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
 @pytest.mark.parametrize("real", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["made-up", "files"])
 def test_the_recipe_runs_from_problems_to_comparisons(
-    real: bool, tmp_path: Path, tiny_checkpoint: Callable[..., Path]
+    real: bool, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Options are judged by the choice verifier in every stage; each of the three benchmarks has its comparison."""
     if real:
@@ -53,19 +69,21 @@ def test_the_recipe_runs_from_problems_to_comparisons(
             if not (FILES / f"{name}.jsonl").is_file():
                 pytest.skip(f"{name}.jsonl is not in {FILES} (set CRUXTUNE_BENCHMARKS to the benchmarks' directory)")
     files = FILES if real else made_up(tmp_path / "files")
-    model = tiny_checkpoint(tmp_path / "model", template="chatml", context=8192)
     overrides = {
         "output": str(tmp_path / "out"),
         "model": {"model": str(model), "dtype": "float64"},
         "benchmarks_dir": str(files),
-        # Bytes at random: long enough that a letter stands alone in many responses.
-        "decoding": {"max_new_tokens": 120},
+        "decoding": {"max_new_tokens": 40},
         "engine": {"batch_size": 8, "draft_length": 4},
         "splits": {"train": 12, "heldout": 3},
-        "annotate": {"limit": 1, "positions": 20},
+        "annotate": {"limit": 3},
     }
     recipe = read_recipe(RECIPE, overrides)
-    done = run(recipe, limit=12)
+    # One verifier for all stages: its processes take longer to start than all the rest.
+    with open_verifier(recipe.verifier) as verifier:
+        for stage in (annotate, evaluate, respond):
+            monkeypatch.setattr(stage, "open_verifier", lambda settings: nullcontext(verifier))
+        done = run(recipe, limit=12)
     responses = list(read_rows(recipe.output / "responses"))
     assert {row["kind"] for row in responses} == {"choice"}
     assert 0 < sum(row["correct"] for row in responses) < len(responses)

@@ -40,6 +40,8 @@ from cruxtune.store import read_manifest, read_rows
 
 from .habits import FAMILIES, Family, make_checkpoint
 
+pytestmark = pytest.mark.slow
+
 JUDGE = "def judge(text, problem):\n    return sum(text.encode()) % 2 == 0\n"
 LIMIT = 20
 TRAINED = {
