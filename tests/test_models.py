@@ -15,6 +15,7 @@ from cruxtune.models import (
     Location,
     context_length,
     end_of_sequence_ids,
+    end_with,
     fingerprint,
     load_model,
     load_policy,
@@ -283,11 +284,30 @@ def test_what_ends_a_sequence_is_what_model_or_tokenizer_say(
     from types import SimpleNamespace
 
     model = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=configured))
-    assert end_of_sequence_ids(model, SimpleNamespace(eos_token_id=own)) == expected
+    tokenizer = SimpleNamespace(eos_token_id=own, chat_template=None)
+    assert end_of_sequence_ids(model, tokenizer) == expected
     if configured is None:
-        assert (
-            end_of_sequence_ids(SimpleNamespace(generation_config=None), SimpleNamespace(eos_token_id=own)) == expected
-        )
+        assert end_of_sequence_ids(SimpleNamespace(generation_config=None), tokenizer) == expected
+
+
+def test_the_end_of_a_turn_ends_a_response(tiny_tokenizer: Callable[..., Any], tiny_model: Callable[..., Any]) -> None:
+    """Also where neither model nor tokenizer call it an end, as base models with a chat template do."""
+    assert end_of_sequence_ids(tiny_model(eos=[3]), tiny_tokenizer("chatml", eos="<eos>")) == [3, 257, 258]
+    assert end_of_sequence_ids(tiny_model(eos=[3]), tiny_tokenizer(eos="<eos>")) == [3, 257]
+
+
+@pytest.mark.parametrize("samples", [False, True])
+def test_a_published_generation_config_can_be_saved(checkpoint: Path, tmp_path: Path, samples: bool) -> None:
+    """Once changed, transformers refuses one whose temperature has no effect; what has an effect stays."""
+    asked = {"eos_token_id": 3, "temperature": 0.6, "top_p": 0.9, "repetition_penalty": 1.05}
+    published = shutil.copytree(checkpoint, tmp_path / "published")
+    (published / "generation_config.json").write_text(json.dumps(asked | ({"do_sample": True} if samples else {})))
+    model, _ = load_model(settings(published))
+    end_with(model, [3, 258])
+    model.save_pretrained(published)
+    saved = load_model(settings(published))[0].generation_config
+    assert (saved.eos_token_id, saved.repetition_penalty) == ([3, 258], 1.05)
+    assert saved.temperature == (0.6 if samples else None)
 
 
 def test_the_context_is_what_the_config_says(tiny_model: Callable[..., Any]) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import datetime
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cruxtune.errors import ConfigError, DataError, ModelError
-from cruxtune.prompts import CHAT_INSTRUCTION, CHOICE_INSTRUCTION, Renderer, tokenizer_hash, worked_solution
+from cruxtune.prompts import (
+    CHAT_INSTRUCTION,
+    CHOICE_INSTRUCTION,
+    Renderer,
+    end_of_turn_id,
+    tokenizer_hash,
+    worked_solution,
+)
 from cruxtune.records import Problem
 from cruxtune.settings import PromptSettings
 
@@ -173,6 +182,56 @@ def test_a_solution_needs_to_be_there_and_to_end(tiny_tokenizer: Tokenizers) -> 
         Renderer(tiny_tokenizer(), PromptSettings()).solution_ids(Problem("q", "?", "1"))
     with pytest.raises(ModelError, match="no end-of-sequence token"):
         Renderer(tiny_tokenizer(eos=None), PromptSettings()).solution_ids(SUM)
+
+
+TURNS = "{% for message in messages %}{{ message['content'] }}BEHIND{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "end"),
+    [
+        (None, None),
+        ("chatml", "<|end|>"),
+        ("failing", None),
+        (TURNS.replace("BEHIND", "\n <eos>\n"), "<eos>"),
+        (TURNS.replace("BEHIND", "{% generation %}<|end|>{% endgeneration %}"), "<|end|>"),
+        (TURNS.replace("BEHIND", " over."), None),
+        (TURNS.replace("BEHIND", ""), None),
+        ("<bos>{{ messages[0]['content'] }}", None),
+    ],
+)
+def test_the_end_of_a_turn_is_what_the_template_puts_there(
+    tiny_tokenizer: Tokenizers, template: str | None, end: str | None
+) -> None:
+    """The special token behind what an assistant says, whatever the tokenizer calls its end of sequence."""
+    tokenizer = tiny_tokenizer(template, eos="<bos>")
+    assert end_of_turn_id(tokenizer) == (None if end is None else tokenizer.convert_tokens_to_ids(end))
+
+
+def test_worked_solutions_end_as_turns_do(tiny_tokenizer: Tokenizers) -> None:
+    """With the chat template's token where that is used, else with the tokenizer's."""
+    tokenizer = tiny_tokenizer("chatml", eos="<eos>")
+    for template, end in (("chat", "<|end|>"), ("plain", "<eos>")):
+        ids = Renderer(tokenizer, PromptSettings(template=template)).solution_ids(SUM)
+        assert tokenizer.convert_ids_to_tokens(ids)[-1] == end
+        assert not {*tokenizer.convert_tokens_to_ids(["<eos>", "<|end|>"])} & {*ids[:-1]}
+
+
+def test_a_blank_line_ends_what_follows_plain_examples(tiny_tokenizer: Tokenizers, tmp_path: Path) -> None:
+    """Behind it a base model asks itself the next question; not so where an example's own answer has a blank line."""
+    tokenizer = tiny_tokenizer("chatml")
+    tokenizer.add_tokens([".\n\n", "\n\n", "\n"])
+    blank = {*tokenizer.convert_tokens_to_ids([".\n\n", "\n\n"])}
+
+    def ends(**prompt: Any) -> set[int]:
+        return Renderer(tokenizer, PromptSettings(**prompt)).end_ids()
+
+    assert ends(template="plain", examples="word") == blank
+    assert ends(template="plain", examples="word", shots=0) == ends(template="plain") == set()
+    assert ends(template="chat", examples="word", shots=2) == set()
+    rows = [{"question": f"{n}?", "answer": "1", "solution": "So.\n\nIt is 1."} for n in range(3)]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert ends(template="plain", examples=str(tmp_path / "own.jsonl"), shots=2) == set()
 
 
 @given(st.text(), st.text())

@@ -454,7 +454,7 @@ def demo_command(
 
 def _run(path: Path, overrides: Mapping[str, Any], limit: int | None, overwrite: bool, dry_run: bool) -> None:
     recipe = read_recipe(path, overrides)
-    steps = plan(recipe, overwrite=overwrite)
+    steps = plan(recipe, limit=limit, overwrite=overwrite)
     if dry_run:
         splits = ", ".join(str(split_file(recipe.output, name)) for name in ("coldstart", "train", "heldout"))
         typer.echo(f"# problems → {splits}")
@@ -465,6 +465,9 @@ def _run(path: Path, overrides: Mapping[str, Any], limit: int | None, overwrite:
 
     done = run(recipe, limit=limit, overwrite=overwrite)
     summary = write_summary(recipe, done.manifests, done.seconds, command=" ".join(["cruxtune", *sys.argv[1:]]))
-    typer.echo((recipe.output / "comparison" / "comparison.md").read_text())
+    for step in steps:
+        if isinstance(step.settings, CompareSettings):
+            title = "" if step.name == "compare" else f"{step.name}\n\n"
+            typer.echo(title + (step.settings.output / "comparison.md").read_text())
     printing.show_run(summary)
     typer.echo(recipe.output / "report.html")

@@ -54,7 +54,7 @@ class Examination:
         self._rows = [row for row in rows if any(row.weights[1:])]
         self._probe = list(probe)
         self._dft = loss == "dft"
-        self._eos_ids = eos_ids
+        self._eos_ids = sorted({*eos_ids, *(renderer.end_ids() if renderer else ())})
         self._context_length = context_length
         self._renderer = renderer
         self._verifier = verifier

@@ -19,10 +19,12 @@ from typing import Any
 
 from cruxtune.engines.base import Engine
 from cruxtune.errors import ModelError
-from cruxtune.prompts import Renderer
+from cruxtune.prompts import Renderer, end_of_turn_id
 from cruxtune.settings import EMBEDDED, EngineSettings, ModelSettings, PromptSettings
 
 ADAPTER_CONFIG = "adapter_config.json"
+_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
+"""Fields of a generation config that mean nothing where it does not sample."""
 _WHOLE_FILE = 1 << 24
 _SLICES = 32
 _SLICE = 1 << 16
@@ -111,7 +113,7 @@ def load_policy(settings: ModelSettings, prompt: PromptSettings, engine_settings
 
     model, tokenizer = load_model(settings)
     renderer = Renderer(tokenizer, prompt)
-    eos_ids = end_of_sequence_ids(model, tokenizer)
+    eos_ids = sorted({*end_of_sequence_ids(model, tokenizer), *renderer.end_ids()})
     engine = TransformersEngine(
         model,
         eos_ids=eos_ids,
@@ -216,16 +218,28 @@ def load_tokenizer(settings: ModelSettings) -> Any:
 
 
 def end_of_sequence_ids(model: Any, tokenizer: Any) -> list[int]:
-    """Return the ids that end a response: those of the generation config and the tokenizer's, sorted."""
+    """Return the ids that end a response: those of the generation config, the tokenizer's, and the chat template's."""
     return _end_of_sequence_ids(model.generation_config, tokenizer)
 
 
 def _end_of_sequence_ids(generation: Any, tokenizer: Any) -> list[int]:
     configured = generation.eos_token_id if generation is not None else None
     ids = set(configured if isinstance(configured, list) else [] if configured is None else [configured])
-    if tokenizer.eos_token_id is not None:
-        ids.add(tokenizer.eos_token_id)
+    ids |= {tokenizer.eos_token_id, end_of_turn_id(tokenizer)} - {None}
     return sorted(ids)
+
+
+def end_with(model: Any, eos_ids: list[int]) -> None:
+    """Write into a model's generation config what ends a response, so that the config can be saved.
+
+    Many are published with a temperature that has no effect without `do_sample`: transformers saves such a config as
+    long as nothing in it was changed, and refuses afterwards.
+    """
+    config = model.generation_config
+    config.eos_token_id = eos_ids
+    if not config.do_sample:
+        for name in _SAMPLING:
+            setattr(config, name, None)
 
 
 def context_length(config: Any) -> int | None:

@@ -50,12 +50,12 @@ class Run:
 def run(recipe: Recipe, *, limit: int | None = None, overwrite: bool = False) -> Run:
     """Run every step of a recipe that is not finished.
 
-    `limit` caps the problems to respond to and to evaluate on, for a trial.
+    `limit` caps the problems to respond to and to evaluate on (of each benchmark, too), for a trial.
 
     Raises:
         CruxtuneError: as the stages do.
     """
-    steps = plan(recipe, overwrite=overwrite)
+    steps = plan(recipe, limit=limit, overwrite=overwrite)
     manifests = {"problems": prepare_problems(recipe, limit=limit, overwrite=overwrite)}
     clock = _Clock(recipe, fresh=overwrite)
     for number, step in enumerate(steps, start=1):

@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from itertools import takewhile
 from typing import Any
 
@@ -23,6 +24,8 @@ CHAT_INSTRUCTION = "Please reason step by step, and put your final answer within
 CHOICE_INSTRUCTION = "Please reason step by step, and put the letter of your choice within \\boxed{}."
 _WINDOW = 32
 """Tokens decoded together, at least, where their character offsets are asked for."""
+_SAID = "cruxtune was here"
+"""What an assistant says where a chat template is asked what it puts behind that."""
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _NEXT_QUESTION = "\nQuestion:"
 _NOW = re.compile(r"strftime_now\(\s*(?P<quote>['\"])(?P<format>.*?)(?P=quote)\s*\)")
@@ -94,7 +97,7 @@ class Renderer:
         return "\n".join(parts)
 
     def solution_ids(self, problem: Problem) -> list[int]:
-        """Return the ids of the worked solution as a response, ended by the tokenizer's end-of-sequence token.
+        """Return the ids of the worked solution as a response that ends as responses do (see `text_ids`).
 
         The plain template ends in "Answer:", so that a solution there begins with a space.
 
@@ -110,17 +113,26 @@ class Renderer:
         return self.text_ids(worked_solution(problem) if self.chat else " " + worked_solution(problem), ended=True)
 
     def text_ids(self, text: str, *, ended: bool) -> list[int]:
-        """Return the ids of a text as a response, with the tokenizer's end-of-sequence token if it is an ended one.
+        """Return the ids of a text as a response; an ended one has the token that ends it.
+
+        That is the one that the chat template puts behind a turn, where it is used, else the tokenizer's end of a
+        sequence.
 
         Raises:
-            ModelError: the tokenizer has no end-of-sequence token.
+            ModelError: there is no such token.
         """
         ids = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
         if not ended:
             return ids
-        if self.tokenizer.eos_token_id is None:
+        if self._end_id is None:
             raise ModelError("the tokenizer has no end-of-sequence token, so that a response could never end; set one")
-        return [*ids, self.tokenizer.eos_token_id]
+        return [*ids, self._end_id]
+
+    @cached_property
+    def _end_id(self) -> int | None:
+        turn = end_of_turn_id(self.tokenizer) if self.chat else None
+        end: int | None = self.tokenizer.eos_token_id if turn is None else turn
+        return end
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of response ids, special tokens left out: what the verifier reads.
@@ -129,6 +141,17 @@ class Renderer:
         """
         text = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text if self.chat or not self._shots.count else text.partition(_NEXT_QUESTION)[0]
+
+    def end_ids(self) -> set[int]:
+        """Return the ids that end a response because of how the policy is asked, besides those that end a sequence.
+
+        Plain examples are separated by a blank line, behind which a base model goes on with a question of its own, up
+        to the token limit: tokens with a blank line end its responses, unless an example's own answer has one.
+        """
+        if self.chat or not self._shots.count or self._shots.any_answer(_has_blank_line):
+            return set()
+        texts = self.tokenizer.batch_decode([[number] for number in range(len(self.tokenizer))])
+        return {number for number, text in enumerate(texts) if _has_blank_line(text)}
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """Return what each token adds to the text, special tokens shown.
@@ -185,6 +208,26 @@ def character_spans(tokenizer: Any, ids: Sequence[int]) -> tuple[str, list[tuple
     return text, spans
 
 
+def end_of_turn_id(tokenizer: Any) -> int | None:
+    """Return the id that the chat template puts behind an assistant's turn, None where it puts none there.
+
+    Base models with a chat template often name another token as their end of sequence (Qwen2.5 does).
+    """
+    template = _chat_template(tokenizer)
+    if not template:
+        return None
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _SAID}]
+    try:
+        text = tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False)
+    except Exception:  # a template is the model author's code: it raises what it likes
+        return None
+    _, said, behind = text.rpartition(_SAID)
+    rest = behind.lstrip() if said else ""
+    special = {token.content: number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    # The longest one, if one begins as another does.
+    return special.get(max((token for token in special if rest.startswith(token)), key=len, default=""))
+
+
 def worked_solution(problem: Problem) -> str:
     r"""Return the worked solution with its answer stated, so that the verifier finds it.
 
@@ -205,6 +248,10 @@ def tokenizer_hash(tokenizer: Any) -> str:
     vocabulary: Mapping[str, int] = tokenizer.get_vocab()
     text = json.dumps(sorted(vocabulary.items(), key=lambda item: (item[1], item[0])), ensure_ascii=True)
     return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def _has_blank_line(text: str) -> bool:
+    return "\n\n" in text
 
 
 def _chat_template(tokenizer: Any) -> str | None:

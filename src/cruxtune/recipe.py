@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
-from cruxtune.benchmarks import BenchmarkList
+from cruxtune.benchmarks import BENCHMARK, BENCHMARKS, BenchmarkList, benchmark_names
 from cruxtune.errors import ConfigError
 from cruxtune.options import merged
 from cruxtune.problems import ProblemSource
@@ -70,6 +70,9 @@ class Recipe(Settings):
     skip_bad: bool = Field(False, description="Leave out problems without a usable gold answer.")
     decontaminate: BenchmarkList = Field(
         None, description="Leave out problems that occur in these benchmarks, e.g. gsm8k,math or paper."
+    )
+    benchmarks: BenchmarkList = Field(
+        None, description="Evaluate on these benchmarks, too, and compare on each, e.g. math,svamp or medical."
     )
     benchmarks_dir: Path | None = Field(
         None, description="Directory with the files of benchmarks; by default they are loaded from their sources."
@@ -147,8 +150,8 @@ def read_recipe(path: Path, overrides: Mapping[str, Any]) -> Recipe:
         raise ConfigError(f"the recipe {path}: {explain(error, '')}{_hint(content)}") from error
 
 
-def plan(recipe: Recipe, *, overwrite: bool = False) -> list[Step]:
-    """Return the steps of a recipe in order, with the settings of each.
+def plan(recipe: Recipe, *, limit: int | None = None, overwrite: bool = False) -> list[Step]:
+    """Return the steps of a recipe in order, with the settings of each; `limit` caps the problems of each benchmark.
 
     Raises:
         ConfigError: a section has wrong keys or values; all sections' errors are listed.
@@ -206,6 +209,7 @@ def plan(recipe: Recipe, *, overwrite: bool = False) -> list[Step]:
         leaves = {**source, **prompt, **policy, **recipe.validation, **section}
         wanted.append((f"train {name}", "train", settings(TrainSettings, where, leaves, f"models/{name}")))
     names = [START, *recipe.train]
+    benchmarks = benchmark_names(recipe.benchmarks) if recipe.benchmarks is not None else ()
     if len(set(names)) < len(names):
         errors.append(f"train.{START}: this name is taken by the model that training starts from; choose another")
     for name in names:
@@ -218,12 +222,26 @@ def plan(recipe: Recipe, *, overwrite: bool = False) -> list[Step]:
         wanted.append(
             (f"evaluate {name}", "evaluate", settings(EvaluateSettings, "evaluate", leaves, f"evaluations/{name}"))
         )
+        for benchmark in benchmarks:
+            # Each has its own examples for base models, as `evaluate --benchmarks` has it.
+            examples = {
+                "examples": BENCHMARKS[benchmark].examples,
+                "shots": None,
+                "benchmarks_dir": recipe.benchmarks_dir,
+            }
+            test = {"problems": BENCHMARK + benchmark, "split": "test", **({"limit": limit} if limit else {})}
+            asked = {**leaves, **examples, **recipe.evaluate, **test}
+            built = settings(EvaluateSettings, "evaluate", asked, f"benchmarks/{benchmark}/{name}")
+            wanted.append((f"evaluate {name} on {benchmark}", "evaluate", built))
     if errors:
         raise ConfigError("; ".join(dict.fromkeys(errors)))
     steps = [Step(name, stage, built) for name, stage, built in wanted if built is not None]
-    evaluations = {name: root / "evaluations" / name for name in names}
-    comparison = CompareSettings(evaluations=evaluations, output=root / "comparison", seed=recipe.seed)
-    return [*steps, Step("compare", "compare", comparison)]
+    places = {"compare": (root / "evaluations", root / "comparison")}
+    places |= {f"compare on {name}": (root / "benchmarks" / name, root / "benchmarks" / name) for name in benchmarks}
+    for title, (parent, output) in places.items():
+        evaluations = {name: parent / name for name in names}
+        steps.append(Step(title, "compare", CompareSettings(evaluations=evaluations, output=output, seed=recipe.seed)))
+    return steps
 
 
 def split_file(root: Path, name: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -68,6 +69,10 @@ class Shots:
     def before(self, problem: Problem) -> list[Problem]:
         """Return the examples for a problem: the first ones, itself left out."""
         return [example for example in self._pool if example.question != problem.question][: self.count]
+
+    def any_answer(self, has: Callable[[str], bool]) -> bool:
+        """Return whether the answer of any example that may be shown has a property."""
+        return any(has(example.solution or "") for example in self._pool[: self.count + 1])
 
     def fingerprint(self) -> str | None:
         """Return what identifies the examples in manifests, None where there are none."""

@@ -53,6 +53,11 @@ def summarise(
     annotated, compared = manifests["annotate"]["accounting"], manifests["compare"]
     trained = {name: manifests[f"train {name}"]["accounting"]["tokens_trained"] for name in recipe.train}
     differences = compared["differences"]
+    benchmarks = {
+        name.removeprefix("compare on "): {key: found[key] for key in ("problems", "models", "differences")}
+        for name, found in manifests.items()
+        if name.startswith("compare on ")
+    }
     return {
         "model": recipe.model.model,
         "task": recipe.problems.problems,
@@ -68,6 +73,7 @@ def summarise(
             name: {**scores, "tokens_trained": trained.get(name, 0)} for name, scores in compared["models"].items()
         },
         "curves": {name: found for name in recipe.train if (found := _curve(recipe.output / "models" / name))},
+        **({"benchmarks": benchmarks} if benchmarks else {}),
         **({"cft_minus_sft": differences["cft - sft"]} if "cft - sft" in differences else {}),
         "seconds": round(sum(seconds.values()), 1),
         "seconds_by_stage": dict(seconds),

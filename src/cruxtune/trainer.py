@@ -275,10 +275,15 @@ def save_result(trainer: Any, tokenizer: Any, output: Path, weights: dict[str, A
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     # TRL turns the cache off in the config of the model that it trains, which may go on.
     before, inner.config.use_cache = inner.config.use_cache, True
+    # It pads with the end of a sequence where there is no other token. A checkpoint that says so would never learn what
+    # follows that token: an embedding has no gradient at its padding.
+    pad, inner.config.pad_token_id = inner.config.pad_token_id, tokenizer.pad_token_id
+    inner.generation_config.pad_token_id = tokenizer.pad_token_id
     with quiet_libraries():
         model.save_pretrained(output, state_dict=weights)
         tokenizer.save_pretrained(output)
-    inner.config.use_cache = before
+    inner.config.use_cache, inner.config.pad_token_id = before, pad
+    inner.generation_config.pad_token_id = pad
 
 
 def prepare_base(model: Any, tokenizer: Any, asked: ModelSettings, output: Path) -> None:

@@ -32,6 +32,7 @@ from cruxtune.modelcard import write_card
 from cruxtune.models import (
     context_length,
     end_of_sequence_ids,
+    end_with,
     fingerprint,
     load_model,
     load_tokenizer,
@@ -149,7 +150,7 @@ def _prepare(settings: TrainSettings, source: _Gold | _Responses, workspace: Wor
     if settings.low_rank.lora:
         prepare_base(model, tokenizer, source.model, settings.output.output)
     # The sequence ends as responses end, whatever the checkpoint said of it before.
-    model.generation_config.eos_token_id = workspace.manifest["facts"]["eos_ids"]
+    end_with(model, workspace.manifest["facts"]["eos_ids"])
     return _Prepared(model, tokenizer, entries, unseen, context)
 
 
