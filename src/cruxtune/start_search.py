@@ -7,7 +7,6 @@ A study wants a start that is neither too weak nor too strong, and whose critica
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,13 +155,10 @@ def _too_good(study: Study, start: Start, found: Mapping[str, Mapping[str, Any]]
 def _measure(recipe: Recipe, search: Search) -> dict[str, Any]:
     """Train a start, evaluate it, and annotate some of its responses if it is in range."""
     steps = {step.name: step for step in plan(recipe)}
-    seconds = {}
     manifests = {}
 
     def do(name: str) -> None:
-        began = time.monotonic()
         manifests[name] = STAGES[steps[name].stage](steps[name].settings)
-        seconds[name] = round(time.monotonic() - began, 1)
 
     prepare_problems(recipe)
     for name in ("coldstart", "evaluate start"):
@@ -189,7 +185,7 @@ def _measure(recipe: Recipe, search: Search) -> dict[str, Any]:
         "responses_annotated": len(annotated),
         "coldstart_steps": trained["steps"],
         "coldstart_tokens": trained["tokens_trained"],
-        "seconds": seconds,
+        "seconds": {name: manifest["accounting"]["seconds"] for name, manifest in manifests.items()},
         "examples": [row["text"] for row in rows[:3]],
     }
 
