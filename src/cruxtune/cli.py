@@ -5,14 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from importlib.metadata import version
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
-from pydantic import BaseModel
 from rich.logging import RichHandler
 
 from cruxtune import printing, processes
@@ -20,9 +17,9 @@ from cruxtune.benchmarks import BenchmarkSettings
 from cruxtune.contamination import ContaminationSettings
 from cruxtune.errors import ConfigError, CruxtuneError, DataError, ElsewhereError
 from cruxtune.exporters.settings import ExportSettings, InspectSettings
-from cruxtune.options import DRY_RUN, merged, nested_values, with_options
+from cruxtune.options import with_options
 from cruxtune.progress import stderr
-from cruxtune.recipe import plan, read_recipe, split_file
+from cruxtune.recipe_commands import demo_command, run_command, study_command
 from cruxtune.report.stats import show as show_stats
 from cruxtune.settings import S, build
 from cruxtune.stage_settings import (
@@ -36,7 +33,6 @@ from cruxtune.stage_settings import (
     TrainSettings,
 )
 from cruxtune.stats_settings import StatsSettings
-from cruxtune.study_clock import Clock
 
 app = typer.Typer(
     name="cruxtune",
@@ -128,17 +124,11 @@ def _stage(
     def handler(given: dict[str, Any], dry_run: bool) -> None:
         settings = build(kind, given)
         if dry_run:
-            _print_plan([(name, settings)])
+            printing.show_plan([(name, settings)])
             return
         show(settings, load()(settings))
 
     app.command(name, help=help_)(with_options(kind, handler))
-
-
-def _print_plan(steps: list[tuple[str, BaseModel]]) -> None:
-    for name, settings in steps:
-        text = yaml.safe_dump(settings.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)
-        typer.echo(f"# {name}\n{text}")
 
 
 def _respond() -> Callable[[RespondSettings], dict[str, Any]]:
@@ -156,7 +146,7 @@ def _annotate() -> Callable[[AnnotateSettings], dict[str, Any]]:
 def _estimate(given: dict[str, Any], dry_run: bool) -> None:
     settings = build(EstimateSettings, given)
     if dry_run:
-        _print_plan([("estimate", settings)])
+        printing.show_plan([("estimate", settings)])
         return
     from cruxtune.stages.estimate import estimate
 
@@ -167,7 +157,7 @@ def _estimate(given: dict[str, Any], dry_run: bool) -> None:
 def _inspect(given: dict[str, Any], dry_run: bool) -> None:
     settings = build(InspectSettings, given)
     if dry_run:
-        _print_plan([("inspect", settings)])
+        printing.show_plan([("inspect", settings)])
         return
     from cruxtune.stages.inspect import inspect
 
@@ -324,7 +314,7 @@ _stage(
 def _grade(given: dict[str, Any], dry_run: bool) -> None:
     settings = build(GradeSettings, given)
     if dry_run:
-        _print_plan([("grade", settings)])
+        printing.show_plan([("grade", settings)])
         return
     from cruxtune.stages.grade import grade
 
@@ -340,7 +330,7 @@ def _grade(given: dict[str, Any], dry_run: bool) -> None:
 def _stats(given: dict[str, Any], dry_run: bool) -> None:
     settings = build(StatsSettings, given)
     if dry_run:
-        _print_plan([("stats", settings)])
+        printing.show_plan([("stats", settings)])
         return
     from cruxtune.stages.stats import stats
 
@@ -363,111 +353,6 @@ app.command(
     "    cruxtune grade answers.jsonl --output verdicts.jsonl",
 )(with_options(GradeSettings, _grade, argument="file"))
 
-
-@app.command("run")
-def run_command(
-    recipe: Annotated[Path, typer.Argument(help="YAML recipe; recipes/ has examples.")],
-    output: Annotated[Path | None, typer.Option(help="Directory of the run, instead of the recipe's.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Seed of everything random, instead of the recipe's.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Respond to and evaluate on N problems at most.")] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Replace a value of the recipe, e.g. train.cft.epochs=1."),
-    ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Delete what the run has done and start again.")
-    ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help=DRY_RUN)] = False,
-) -> None:
-    """Run a recipe: every stage in order; what is finished is skipped.
-
-    `cruxtune run recipes/qwen2.5-gsm8k.yaml` is an example.
-    """
-    overrides = nested_values(set_ or [])
-    for name, value in (("output", output), ("seed", seed)):
-        if value is not None:
-            overrides = merged(overrides, {name: str(value) if isinstance(value, Path) else value})
-    _run(recipe, overrides, limit, overwrite, dry_run)
-
-
-@app.command("study")
-def study_command(
-    study: Annotated[Path, typer.Argument(help="YAML study; recipes/studies has examples.")],
-    output: Annotated[Path | None, typer.Option(help="Working directory, instead of the study's.")] = None,
-    results: Annotated[Path | None, typer.Option(help="Directory of the results, instead of the study's.")] = None,
-    only: Annotated[str | None, typer.Option(metavar="GLOB", help="Compute only what is called so: sums/cft*.")] = None,
-    max_minutes: Annotated[float | None, typer.Option(min=0, help="Begin nothing after so many minutes.")] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Replace a value of the study, e.g. threads=1."),
-    ] = None,
-    starts: Annotated[
-        bool, typer.Option("--starts", help="Make the starts alone, again if they are gone, and check their hashes.")
-    ] = False,
-    any_start: Annotated[
-        bool, typer.Option("--any-start", help="Go on although start or annotations were made again with other bits.")
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print what is done and what is missing; compute and write nothing.")
-    ] = False,
-) -> None:
-    """Run a study: methods × seeds from one start, cell by cell, or a search for a start; what is finished is skipped.
-
-    `cruxtune study recipes/studies/small.yaml` is an example.
-    """
-    from cruxtune.study_commands import study_command as run_study
-
-    overrides = nested_values(set_ or [])
-    for name, value in (("output", output), ("results", results)):
-        if value is not None:
-            overrides = merged(overrides, {name: str(value)})
-    clock = Clock(only=only, max_minutes=max_minutes)
-    run_study(study, overrides, clock, starts=starts, any_start=any_start, dry_run=dry_run)
-
-
-@app.command("demo")
-def demo_command(
-    output: Annotated[Path, typer.Option(help="Directory of the run.")] = Path("demo"),
-    seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
-    limit: Annotated[int | None, typer.Option(min=1, help="Respond to and evaluate on N problems at most.")] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Delete what an earlier demo did and start again.")
-    ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help=DRY_RUN)] = False,
-) -> None:
-    """Show the whole loop on a small model: cold start, respond, annotate, train, evaluate, report.
-
-    Takes about a quarter of an hour on two cores and needs neither a GPU nor a download.
-    `cruxtune demo --output demo` is an example.
-    """
-    # Everything that the demo needs is installed; nothing of it should ask the network.
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    recipe = Path(__file__).with_name("demo.yaml")
-    _run(recipe, {"output": str(output), "seed": seed}, limit, overwrite, dry_run)
-    if not dry_run:
-        stderr.print(
-            "At this size the demo shows the loop, not the claim: so few problems cannot tell apart methods that "
-            "differ by a few points, whichever way they fall.",
-            soft_wrap=True,
-        )
-
-
-def _run(path: Path, overrides: Mapping[str, Any], limit: int | None, overwrite: bool, dry_run: bool) -> None:
-    recipe = read_recipe(path, overrides)
-    steps = plan(recipe, limit=limit, overwrite=overwrite)
-    if dry_run:
-        splits = ", ".join(str(split_file(recipe.output, name)) for name in ("coldstart", "train", "heldout"))
-        typer.echo(f"# problems → {splits}")
-        _print_plan([(step.name, step.settings) for step in steps])
-        return
-    from cruxtune.pipeline import run
-    from cruxtune.summary import write_summary
-
-    done = run(recipe, limit=limit, overwrite=overwrite)
-    summary = write_summary(recipe, done.manifests, done.seconds, command=" ".join(["cruxtune", *sys.argv[1:]]))
-    for step in steps:
-        if isinstance(step.settings, CompareSettings):
-            title = "" if step.name == "compare" else f"{step.name}\n\n"
-            typer.echo(title + (step.settings.output / "comparison.md").read_text())
-    printing.show_run(summary)
-    typer.echo(recipe.output / "report.html")
+app.command("run")(run_command)
+app.command("study")(study_command)
+app.command("demo")(demo_command)

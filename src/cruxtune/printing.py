@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import typer
+import yaml
 from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
@@ -28,6 +29,13 @@ from cruxtune.stage_settings import (
 if TYPE_CHECKING:
     from cruxtune.stages.estimate import Estimate
     from cruxtune.stages.inspect import Piece, Shown
+
+
+def show_plan(steps: list[tuple[str, BaseModel]]) -> None:
+    """Print the settings of each step as YAML."""
+    for name, settings in steps:
+        text = yaml.safe_dump(settings.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)
+        typer.echo(f"# {name}\n{text}")
 
 
 def table(title: str, rows: Mapping[str, str]) -> None:
