@@ -73,7 +73,7 @@ class WeightedTrainer(SFTTrainer):
         inputs["use_cache"] = False
         if self.aux_loss_enabled:
             inputs["output_router_logits"] = True
-        kept = weights > 0
+        kept, length = weights > 0, 0
         if labels.device.type in _FUSED and is_triton_available():
             outputs = model(**inputs, labels=labels, fused_lm_head=True)
             logprobs, entropies, hits = (part[kept] for part in (outputs.log_probs, outputs.entropy, outputs.is_top1))
@@ -102,7 +102,7 @@ class WeightedTrainer(SFTTrainer):
         if self.aux_loss_enabled:
             steps = 1 if num_items_in_batch is None else self.current_gradient_accumulation_steps
             loss = loss + self.router_aux_loss_coef * outputs.aux_loss / steps
-        self._measure(kept, entropies, hits, inputs)
+        self._measure(kept, entropies, hits, inputs, saved=length * (len(labels) - 1))
         return (loss, outputs) if return_outputs else loss
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
@@ -136,11 +136,13 @@ class WeightedTrainer(SFTTrainer):
             self._shares = alone and not noisy and not self.aux_loss_enabled and can_share(model)
         return shared_length(inputs, keep) if self._shares and "attention_mask" in inputs else 0
 
-    def _measure(self, kept: torch.Tensor, entropies: torch.Tensor, hits: torch.Tensor, inputs: Any) -> None:
-        """Collect what SFTTrainer logs: entropy and accuracy at trained tokens, tokens seen."""
+    def _measure(
+        self, kept: torch.Tensor, entropies: torch.Tensor, hits: torch.Tensor, inputs: Any, *, saved: int
+    ) -> None:
+        """Collect what SFTTrainer logs: entropy and accuracy at trained tokens, tokens seen; count tokens computed."""
         mode = "train" if self.model.training else "eval"
         seen = inputs["attention_mask"].sum() if "attention_mask" in inputs else inputs["input_ids"].numel()
-        put = inputs["input_ids"].numel()
+        put = inputs["input_ids"].numel() - saved
         local = torch.tensor([kept.sum(), entropies.sum(), hits.sum(), seen, put], device=kept.device)
         count, entropy, correct, tokens, computed = self.accelerator.gather(local[None]).sum(dim=0).tolist()
         self._metrics[mode]["entropy"].append(entropy / max(count, 1))
