@@ -59,7 +59,8 @@ def model(tmp_path: Path, tiny_model: Callable[..., Any], tiny_tokenizer: Callab
     return tmp_path / "model"
 
 
-@pytest.mark.parametrize("real", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["made-up", "files"])
+@pytest.mark.slow
+@pytest.mark.parametrize("real", [False, True], ids=["made-up", "files"])
 def test_the_recipe_runs_from_problems_to_comparisons(
     real: bool, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
