@@ -87,7 +87,7 @@ def _plain(work: Work, model: Any, tokenizer: Any, rows: list[TrainingRow]) -> A
     config = SFTConfig(
         output_dir=str(Path(work.directory) / work.variant),
         learning_rate=_LEARNING_RATE,
-        num_train_epochs=1,
+        num_train_epochs=1.0,
         per_device_train_batch_size=work.batch_size,
         seed=_SEED,
         data_seed=_SEED * 1000,
