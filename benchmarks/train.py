@@ -6,8 +6,9 @@
 
 Each is a process of its own with SmolLM2-135M (embedded). They make one step after the other in turns, so that they
 meet the same machine, and ratios are medians over steps. Rows, batches and the trainers' settings are the same, which
-is checked for every field but those of where and when to save; nobody checkpoints activations. The first step is not timed: it allocates the optimizer's
-state. Memory is the peak of the process less what it held with the model loaded; both are in the JSON.
+is checked for every field but those of where and when to save; nobody checkpoints activations. The first step is not
+timed: it allocates the optimizer's state. Memory is the peak of the process less what it held with the model loaded;
+both are in the JSON.
 
 Rows are prompts and worked solutions of GSM8K-style problems (`gym:gsm_symbolic`). Which of their tokens are critical
 is drawn at random, the same share of each response: 12 % is what the paper reports, 30 % what a small model has on
