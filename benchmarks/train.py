@@ -5,9 +5,10 @@
   cft     the same tokens through `cruxtune train`
 
 Each is a process of its own with SmolLM2-135M (embedded). They make one step after the other in turns, so that they
-meet the same machine, and ratios are medians over steps. Rows, batches and every field of the trainers' settings are
-the same, which is checked; nobody checkpoints activations. The first step is not timed: it allocates the optimizer's
-state. Memory is the peak of the process less what it held with the model loaded; both are in the JSON.
+meet the same machine, and ratios are medians over steps. Rows, batches and the trainers' settings are the same, which
+is checked for every field but those of where and when to save; nobody checkpoints activations. The first step is not
+timed: it allocates the optimizer's state. Memory is the peak of the process less what it held with the model loaded;
+both are in the JSON.
 
 Rows are prompts and worked solutions of GSM8K-style problems (`gym:gsm_symbolic`). Which of their tokens are critical
 is drawn at random, the same share of each response: 12 % is what the paper reports, 30 % what a small model has on
@@ -17,7 +18,7 @@ Configurations are called PARAMETERS-PRECISION-SHARE: parameters full or lora; p
 `cruxtune train` has it: float32 weights and autocast, frozen weights in bfloat16); share in per cent. The ratios at the
 top of the JSON are the worst of all configurations that were run.
 
-Run it on a machine that does nothing else, with 16 GB for three trainers:
+Run it on a machine that does nothing else, with memory for three trainers:
 
   python benchmarks/train.py --quick --json out.json
   python benchmarks/train.py --json out.json
@@ -231,7 +232,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--quick",
         action="store_true",
-        help=f"{' and '.join(_QUICK)}, two steps of four rows: within 2 minutes once the cache is made",
+        help=f"{' and '.join(_QUICK)}, two steps of four rows",
     )
     parser.add_argument(
         "--configurations", nargs="+", metavar="NAME", choices=_FULL, help=f"some of: {', '.join(_FULL)}"

@@ -14,7 +14,10 @@ import torch
 from cruxtune.engines.plain import attends_plainly
 
 _WORTH = 0.06
-"""The least share of a batch's tokens that must be saved: a second pass over the weights costs about 3 % of a step."""
+"""The least share of a batch's tokens that must be saved, since a second pass reads all weights once more.
+
+An estimate from the bytes moved, not a measurement.
+"""
 
 
 def can_share(model: Any) -> bool:
