@@ -13,7 +13,7 @@ import torch
 
 from cruxtune.engines.plain import attends_plainly
 
-_WORTH = 0.06
+_WORTH = 0.2
 """The least share of a batch's tokens that must be saved, since a second pass reads all weights once more.
 
 An estimate from the bytes moved, not a measurement.
