@@ -111,9 +111,9 @@ def test_how_much_is_shared() -> None:
 
     end = [0, 0, 0, 1]
     assert length([[1, 2, 3, 4], [1, 2, 3, 5]], [end, end]) == 3
-    assert length([[1, 2, 3, 4], [1, 9, 3, 4]], [end, end]) == 1
+    assert length([[1, 2, 3, 4], [1, 2, 9, 4]], [end, end]) == 2
     assert length([[1, 2, 3, 4], [2, 2, 3, 4]], [end, end]) == 0
-    assert length([[1, 2, 3, 4], [1, 2, 3, 4]], [end, [0, 1, 0, 0]]) == 1
+    assert length([[1, 2, 3, 4], [1, 2, 3, 4]], [end, [0, 0, 1, 0]]) == 2
     assert length([[1, 2, 0, 0], [1, 2, 0, 4]], [[0, 0, 0, 0], end], [2, 4]) == 2
     assert length([[1, 2, 3, 4]], [end]) == 0
     long = [[1, *range(first, first + 40)] for first in (2, 50)]
