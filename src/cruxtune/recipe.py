@@ -219,7 +219,7 @@ def plan(recipe: Recipe, *, overwrite: bool = False) -> list[Step]:
     if errors:
         raise ConfigError("; ".join(dict.fromkeys(errors)))
     steps = [Step(name, stage, built) for name, stage, built in wanted if built is not None]
-    evaluations = {name: root / "evaluations" / name for name in names}
+    evaluations = {name: [root / "evaluations" / name] for name in names}
     comparison = CompareSettings(evaluations=evaluations, output=root / "comparison", seed=recipe.seed)
     return [*steps, Step("compare", "compare", comparison)]
 
