@@ -168,7 +168,7 @@ def test_order_and_form_make_another_path() -> None:
 
 
 def test_distinct_n_by_hand() -> None:
-    """ "1 + 1 = 2" twice: 4 distinct of 10 words, and 4 of 8 pairs; marks are words."""
+    """The same sum twice: 4 distinct of 10 words, and 4 of 8 pairs; marks are words."""
     texts = ["1 + 1 = 2", "1+1=2"]
     assert distinct_n(texts, 1) == 4 / 10
     assert distinct_n(texts, 2) == 4 / 8
