@@ -75,7 +75,7 @@ RESPOND = "respond --model /nowhere --output out --problems"
         (f"{RESPOND} p.jsonl --max-new-tokens many", [GOOD], ["--max-new-tokens", "integer"]),
         (f"{RESPOND} p.jsonl --max-new-tokens 0 --dtype int8", [GOOD], ["--max-new-tokens: ", "--dtype: ", "'int8'"]),
         ("respond", None, ["--problems: is required", "--model: is required", "--output: is required"]),
-        ("compare --output out", None, ["--evaluation: is required"]),
+        ("compare --output out", None, ["name at least one --evaluation NAME=DIR, or --cells"]),
         ("annotate --responses nowhere --output out", None, ["--responses nowhere does not exist", "cruxtune respond"]),
         (
             "annotate --responses r --output out --joint-budget 9",

@@ -93,8 +93,8 @@ def test_the_recipe_runs_from_problems_to_comparisons(
     assert summary["heldout_problems"] == 3
     assert list(summary["benchmarks"]) == ["medqa", "mmlu_medical"]
     for name, found in summary["benchmarks"].items():
-        assert list(found["models"]) == ["start", "sft", "cft"]
-        assert found["problems"] == 12
+        assert list(found["methods"]) == ["start", "sft", "cft"]
+        assert found["benchmarks"][name]["problems"] == 12
         where = recipe.output / "benchmarks" / name
         assert "| cft - sft |" in (where / "comparison.md").read_text()
         assert {row["id"].partition("/")[0] for row in read_rows(where / "cft")} == {name}

@@ -2,15 +2,22 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
 
-import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cruxtune.metrics import pass_at_k
-from cruxtune.statistics import bootstrap_interval, paired_interval
+from cruxtune.metrics import (
+    answer_entropy,
+    calibration_error,
+    distinct_n,
+    equation_path,
+    label_answers,
+    majority,
+    majority_at_k,
+    pass_at_k,
+    pass_hat_k,
+)
 
 
 @st.composite
@@ -85,121 +92,95 @@ def test_pass_at_k_refuses_what_cannot_be(n: int, c: int, k: int) -> None:
         pass_at_k(n, c, k)
 
 
-@pytest.mark.parametrize("call", [lambda: bootstrap_interval([]), lambda: paired_interval([], [])])
-def test_no_problems_have_no_mean(call: Callable[[], object]) -> None:
-    """An empty evaluation is an error, not a nan."""
-    with pytest.raises(ValueError, match="at least one problem"):
-        call()
+# All of k, and the majority
 
 
-# Intervals
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=40), st.integers(0, 99))
-def test_an_interval_contains_the_mean_and_stays_among_the_values(values: list[float], seed: int) -> None:
-    """Low is no more than the mean and high no less, neither is beyond the values, and nothing is nan."""
-    assume(len(set(values)) > 1)
-    low, high = bootstrap_interval(values, resamples=500, seed=seed)
-    assert low <= np.mean(values) + 1e-9
-    assert high >= np.mean(values) - 1e-9
-    assert min(values) - 1e-9 <= low <= high <= max(values) + 1e-9
-
-
-@pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize(
-    "values", [[0.0, 1.0], [0.0] * 99 + [1.0], [0.0] + [1.0] * 99, [0.0, 1e-300], [0.5, 0.5 + 1e-16]]
-)
-def test_extreme_samples_give_finite_intervals_without_warnings(values: list[float]) -> None:
-    """Two problems, a single success, or values that hardly differ are no reason for nan."""
-    low, high = bootstrap_interval(values)
-    assert math.isfinite(low)
-    assert low <= high
-
-
-@pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("n", [1, 5, 40])
-def test_all_right_or_all_wrong_is_not_certain(n: int) -> None:
-    """The exact interval of a proportion takes over: n failures leave up to 1 - 0.025^(1/n)."""
-    low, high = bootstrap_interval([0.0] * n)
-    assert low == 0
-    assert high == pytest.approx(1 - 0.025 ** (1 / n))
-    assert bootstrap_interval([1.0] * n)[0] == pytest.approx(1 - high)
-    assert bootstrap_interval([1.0] * n)[1] == 1
-    assert bootstrap_interval([0] * n, confidence=0.9)[1] == pytest.approx(1 - 0.05 ** (1 / n))
-
-
-@pytest.mark.filterwarnings("error")
-def test_other_equal_values_have_no_width() -> None:
-    """Equal values that are no proportion leave nothing to estimate a spread from."""
-    assert bootstrap_interval([0.25] * 7) == (0.25, 0.25)
-    assert bootstrap_interval([0.25]) == (0.25, 0.25)
-
-
-def test_intervals_depend_on_the_seed_alone() -> None:
-    """The same seed gives the same interval; another seed moves it a little."""
-    values = np.random.default_rng(0).random(50).tolist()
-    assert bootstrap_interval(values, seed=1) == bootstrap_interval(values, seed=1)
-    assert bootstrap_interval(values, seed=1) != bootstrap_interval(values, seed=2)
-    assert bootstrap_interval(values, seed=1) == pytest.approx(bootstrap_interval(values, seed=2), abs=0.03)
-
-
-def test_more_confidence_is_wider() -> None:
-    """A 99 % interval contains the 80 % one."""
-    values = np.random.default_rng(0).random(50).tolist()
-    wide, narrow = bootstrap_interval(values, confidence=0.99), bootstrap_interval(values, confidence=0.8)
-    assert wide[0] < narrow[0] < narrow[1] < wide[1]
-
-
-def test_95_percent_intervals_cover_about_95_percent() -> None:
-    """Over 300 simulated evaluations of 80 problems the interval holds the truth in 90 to 98 %."""
-    generator = np.random.default_rng(20)
-    truth = 0.3
-    held = 0
-    for seed in range(300):
-        values = (generator.random(80) < truth).astype(float).tolist()
-        low, high = bootstrap_interval(values, resamples=300, seed=seed)
-        held += low <= truth <= high
-    assert 270 <= held <= 294
-
-
-def test_pairing_removes_what_problems_have_in_common() -> None:
-    """For models that differ by little on problems that differ a lot, the paired interval is far narrower."""
-    generator = np.random.default_rng(1)
-    hardness = generator.random(100)
-    a, b = hardness + 0.02 + 0.005 * generator.standard_normal(100), hardness
-    low, high = paired_interval(a.tolist(), b.tolist())
-    assert 0 < low < 0.02 < high
-    alone = bootstrap_interval(a.tolist())
-    assert (high - low) * 10 < alone[1] - alone[0]
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=2, max_size=30))
-def test_paired_intervals_contain_the_difference_and_change_sign_with_the_order(
-    pairs: list[tuple[bool, bool]],
-) -> None:
-    """The interval holds the difference of the means; b against a is about the mirror image."""
-    a, b = [float(x) for x, _ in pairs], [float(y) for _, y in pairs]
-    difference = float(np.mean(a) - np.mean(b))
-    low, high = paired_interval(a, b)
-    assert low - 1e-9 <= difference <= high + 1e-9
-    other_low, other_high = paired_interval(b, a)
-    width = max(high - low, other_high - other_low)
-    assert abs(low + other_high) <= width / 2 + 1e-9
-    assert abs(high + other_low) <= width / 2 + 1e-9
+@settings(deadline=None)
+@given(counts(largest=9))
+def test_pass_hat_k_is_the_share_of_subsets_that_are_all_correct(drawn: tuple[int, int, int]) -> None:
+    """Over all subsets of k of the n samples; pass@k is its complement with right and wrong exchanged."""
+    n, c, k = drawn
+    subsets = list(itertools.combinations([True] * c + [False] * (n - c), k))
+    assert pass_hat_k(n, c, k) == pytest.approx(sum(map(all, subsets)) / len(subsets), abs=1e-12)
+    assert pass_hat_k(n, c, k) == pytest.approx(1 - pass_at_k(n, n - c, k), abs=1e-12)
 
 
 @pytest.mark.parametrize(
-    ("a", "b", "expected"),
-    [([1, 0, 1], [1, 0, 1], (0.0, 0.0)), ([1, 1, 1], [0, 0, 0], (1.0, 1.0)), ([0.5], [0.25], (0.25, 0.25))],
+    ("labels", "expected"),
+    [
+        ([0, 0, 1], 1.0),
+        ([0, 1, 1], 0.0),
+        ([0, 1], 1 / 2),
+        ([0, 0, 1, 1, 2, 2, -1, -1, -1], 1 / 3),
+        ([1, 2], 0.0),
+        ([-1, -1, -1, 0], 1.0),
+        ([-1, -1], 0.0),
+    ],
 )
-def test_equal_differences_have_no_width(a: list[float], b: list[float], expected: tuple[float, float]) -> None:
-    """Models that differ alike on every problem differ by just that."""
-    assert paired_interval(a, b) == expected
+def test_majority_of_hand_worked_cases(labels: list[int], expected: float) -> None:
+    """Ties count by their share, responses without an answer not at all."""
+    assert majority(labels) == pytest.approx(expected)
 
 
-def test_values_must_be_paired() -> None:
-    """Evaluations of different problems cannot be paired."""
-    with pytest.raises(ValueError, match="paired by problem, but there are 2 and 3"):
-        paired_interval([1, 0], [1, 0, 1])
+def test_majority_of_k_is_the_mean_over_blocks() -> None:
+    """Of 7 samples, two blocks of three: (0 0 1) is right and (1 1 0) is not; the seventh is left over."""
+    assert majority_at_k([0, 0, 1, 1, 1, 0, 0], 3) == 1 / 2
+    assert majority_at_k([0, 1, 0, 0], 1) == 3 / 4
+    with pytest.raises(ValueError, match="n=2, k=3"):
+        majority_at_k([0, 1], 3)
+
+
+# Diversity
+
+
+def test_labels_tell_answers_apart_by_what_they_are() -> None:
+    """Numbers by value, texts without case and spaces; whatever is right is one answer."""
+    answers = [(False, "1,000"), (False, "1000.0"), (False, "x + 1"), (False, "X+1"), (True, "5"), (False, "1e999999")]
+    assert label_answers(answers) == [1, 1, 2, 2, 0, 3]
+
+
+def test_answer_entropy_by_hand() -> None:
+    """Shares of 1/2, 1/4 and 1/4: (1/2) ln 2 + (1/2) ln 4; "no answer" is an answer here."""
+    assert answer_entropy([0, 0, 3, -1]) == pytest.approx(1.5 * math.log(2))
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        ("3+4=7\n7 × 2 = 14\n#### 14", ("3+4=7", "7*2=14")),
+        ("He buys 3 pears + 4 pears = 7 pears.", ("3+4=7",)),
+        (r"So \(\frac{6}{2} = 3\) and $3 \cdot 1{,}5$", ("(6)/(2)=3",)),
+        ("Total: $1,200 ÷ 4 = $300.", ("1200/4=300",)),
+        ("5 − 2 = 3 = 3.0", ("5-2=3=3.0",)),
+        ("x = 3. Then y=x+1", ("x=3", "y=x+1")),
+        ("no sums, a = b", ()),
+    ],
+)
+def test_equation_paths(text: str, path: tuple[str, ...]) -> None:
+    """Equations in their order, in one notation, without what is counted."""
+    assert equation_path(text) == path
+
+
+def test_order_and_form_make_another_path() -> None:
+    """As in Yuan et al.: 3+4 is not 4+3, and the steps' order counts."""
+    paths = {equation_path(text) for text in ("3+4=7, 7*2=14", "4+3=7, 7*2=14", "7*2=14, 3+4=7", "3 + 4 = 7; 7*2=14")}
+    assert len(paths) == 3
+
+
+def test_distinct_n_by_hand() -> None:
+    """The same sum twice: 4 distinct of 10 words, and 4 of 8 pairs; marks are words."""
+    texts = ["1 + 1 = 2", "1+1=2"]
+    assert distinct_n(texts, 1) == 4 / 10
+    assert distinct_n(texts, 2) == 4 / 8
+    assert distinct_n([], 1) == 0
+
+
+# Calibration
+
+
+def test_calibration_error_by_hand() -> None:
+    """Two bins: (0.9, 1.0) with accuracy 1/2 and confidence 0.95, (0.1) with 0 and 0.1: (2 · 0.45 + 0.1) / 3."""
+    assert calibration_error([0.9, 1.0, 0.1], [1, 0, 0], bins=2) == pytest.approx((2 * 0.45 + 0.1) / 3)
+    assert calibration_error([0.5, 0.5], [1, 0]) == 0
+    with pytest.raises(ValueError, match="0 and 0 values"):
+        calibration_error([], [])

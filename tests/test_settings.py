@@ -454,7 +454,7 @@ def test_the_plan_of_the_demo_hands_on_what_each_step_wrote(tmp_path: Path) -> N
         assert settings[f"evaluate {method}"].model.model == str(trained.output.output)
     assert settings["evaluate start"].model == settings["respond"].model
     assert list(settings["compare"].evaluations) == ["start", "sft", "cft"]
-    assert settings["compare"].evaluations["cft"] == settings["evaluate cft"].output.output
+    assert settings["compare"].evaluations["cft"] == [settings["evaluate cft"].output.output]
     files = [settings[name].problems.problems for name in ("coldstart", "respond", "evaluate cft")]
     assert files == [str(tmp_path / "problems" / f"{name}.jsonl") for name in ("coldstart", "train", "heldout")]
 

@@ -95,7 +95,7 @@ def show_contamination(settings: ContaminationSettings) -> dict[str, Any]:
 
 def show_overview(overview: Mapping[str, Any], output: Path) -> None:
     """Print the scores of several benchmarks."""
-    from cruxtune.stages.compare import percent
+    from cruxtune.comparison_page import percent
 
     table = Table(title=f"evaluate {overview['model']}", title_justify="left", box=None, padding=(0, 2, 0, 0))
     samples = overview["samples"]

@@ -285,10 +285,13 @@ _stage(
     CompareSettings,
     _compare,
     printing.show_compare,
-    "Stage 6: evaluations of the same problems side by side, with 95 % intervals.\n\n"
+    "Stage 6: any number of evaluations side by side (methods, training seeds, benchmarks): a table with 95 % "
+    "intervals and marks for what is significant, differences, compute, curves. What an interval says depends on "
+    "what was repeated: with one seed of a method it holds for that model only.\n\n"
     "Example:\n\n"
-    "    cruxtune compare --evaluation sft=runs/first/eval-sft --evaluation cft=runs/first/eval-cft "
-    "--output runs/first/comparison",
+    "    cruxtune compare --evaluation sft=runs/sft-1/eval --evaluation sft=runs/sft-2/eval "
+    "--evaluation cft=runs/cft-1/eval --evaluation cft=runs/cft-2/eval --output runs/comparison\n\n"
+    "    cruxtune compare --cells docs/results/cells --against start,sft --output docs/results",
 )
 _stage(
     "benchmarks",

@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from decimal import Decimal, InvalidOperation
+from typing import Any
 
 import numpy as np
 
@@ -192,7 +193,9 @@ def distinct_n(texts: Sequence[str], n: int) -> float:
     return len(np.unique(grams, axis=0)) / len(grams)
 
 
-def calibration_error(confidences: Sequence[float], right: Sequence[float], *, bins: int = 10) -> float:
+def calibration_error(
+    confidences: Sequence[float] | np.ndarray[Any, Any], right: Sequence[float], *, bins: int = 10
+) -> float:
     """Return the expected calibration error: Σ_b (n_b / n) · |accuracy of b − mean confidence of b|.
 
     The b are bins of equal width in [0, 1]; the right end belongs to the bin (Guo et al. 2017, "On Calibration of

@@ -30,7 +30,7 @@ def with_options(
     `handler` gets the fields that were given on the command line (nothing else: defaults are the settings' own).
     """
     leaves = leaf_fields(kind)
-    mappings = {name for name, field, _ in leaves if _is_mapping(field.annotation)}
+    mappings = {name: field.annotation for name, field, _ in leaves if _is_mapping(field.annotation)}
     parameters: list[inspect.Parameter] = []
     for name, field, required in leaves:
         if name == argument:
@@ -53,7 +53,7 @@ def with_options(
     def command(**values: Any) -> None:
         dry = values.pop("dry_run")
         given = {
-            name: parse_pairs(value, name) if name in mappings else value
+            name: parse_pairs(value, name, several=_holds_lists(mappings[name])) if name in mappings else value
             for name, value in values.items()
             if value is not None and value != []
         }
@@ -76,22 +76,30 @@ def leaf_fields(kind: type[BaseModel], *, needed: bool = True) -> list[tuple[str
     return leaves
 
 
-def parse_pairs(pairs: list[str], name: str) -> dict[str, Any]:
+def parse_pairs(pairs: list[str], name: str, *, several: bool = False) -> dict[str, Any]:
     """Return name=value pairs as a mapping, values read as YAML scalars or lists.
+
+    Where a name may have `several` values, they are a list.
 
     >>> parse_pairs(["a=1", "b=[x, y]", "c=text"], "gym")
     {'a': 1, 'b': ['x', 'y'], 'c': 'text'}
+    >>> parse_pairs(["a=x", "b=y", "a=z"], "evaluations", several=True)
+    {'a': ['x', 'z'], 'b': ['y']}
     """
-    parsed = {}
+    parsed: dict[str, Any] = {}
     for pair in pairs:
         key, separator, value = pair.partition("=")
         if not separator or not key:
             raise ConfigError(f"{flag(name)} {pair}: write it as NAME=VALUE")
         try:
-            parsed[key] = value if name in SINGULAR else yaml.safe_load(value)
+            read = value if name in SINGULAR else yaml.safe_load(value)
         except yaml.YAMLError as error:
             problem = getattr(error, "problem", None) or "it cannot be read"
             raise ConfigError(f"{flag(name)} {pair}: the value is no valid YAML ({problem}); quote it") from error
+        if several:
+            parsed.setdefault(key, []).append(read)
+        else:
+            parsed[key] = read
     return parsed
 
 
@@ -150,6 +158,8 @@ def _cli_type(annotation: Any) -> Any:
         return annotation
     if _literal(annotation):
         return str
+    if get_origin(annotation) is list:
+        return annotation
     plain = [part for part in get_args(annotation) if part is not type(None)]
     return plain[0] if plain else annotation
 
@@ -163,9 +173,13 @@ def _is_mapping(annotation: Any) -> bool:
     return get_origin(annotation) is dict
 
 
+def _holds_lists(annotation: Any) -> bool:
+    return get_origin(get_args(annotation)[1]) is list
+
+
 def _metavar(annotation: Any) -> str | None:
     if _is_mapping(annotation):
         return "NAME=VALUE"
     if _literal(annotation):
         return "NAME"
-    return "PATH" if _cli_type(annotation) is Path else None
+    return "PATH" if _cli_type(annotation) in (Path, list[Path]) else None

@@ -239,7 +239,7 @@ def plan(recipe: Recipe, *, limit: int | None = None, overwrite: bool = False) -
     places = {"compare": (root / "evaluations", root / "comparison")}
     places |= {f"compare on {name}": (root / "benchmarks" / name, root / "benchmarks" / name) for name in benchmarks}
     for title, (parent, output) in places.items():
-        evaluations = {name: parent / name for name in names}
+        evaluations = {name: [parent / name] for name in names}
         steps.append(Step(title, "compare", CompareSettings(evaluations=evaluations, output=output, seed=recipe.seed)))
     return steps
 

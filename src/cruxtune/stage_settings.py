@@ -399,12 +399,37 @@ class EvaluateSettings(Settings):
 
 
 class CompareSettings(Settings):
-    """Stage 6: several evaluations of the same problems, side by side."""
+    """Stage 6: any number of evaluations, side by side."""
 
-    evaluations: dict[str, Path] = Field(description="name=DIR for each evaluation; the first is the baseline.")
-    output: Path = Field(description="Directory for comparison.md and comparison.json.")
+    evaluations: dict[str, list[Path]] = Field(
+        default_factory=dict,
+        description="name=DIR for each evaluation, the first of which is the baseline. Several of one name are its "
+        "training seeds, or benchmarks; the directory of several benchmarks counts as all of them.",
+    )
+    cells: list[Path] = Field(
+        default_factory=list, description="Cells of a study: files, or directories of them; after the evaluations."
+    )
+    against: str | None = Field(
+        None,
+        description="Compare every method with these alone, e.g. start,sft; by default each with each. The fewer, the "
+        "more is significant: say it before you look.",
+    )
+    output: Path = Field(description="Directory for comparison.md, comparison.json and comparison.svg.")
     seed: int = Field(0, ge=0, description="Seed of the bootstrap.")
     limit: int | None = Field(None, gt=0, description="Use only the first N problems.")
+
+    @field_validator("evaluations", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {name: paths if isinstance(paths, list) else [paths] for name, paths in value.items()}
+
+    @model_validator(mode="after")
+    def _check(self) -> CompareSettings:
+        if not self.evaluations and not self.cells:
+            raise ValueError("nothing to compare; name at least one --evaluation NAME=DIR, or --cells")
+        return self
 
 
 class GradeSettings(Settings):

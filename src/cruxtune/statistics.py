@@ -1,16 +1,64 @@
-"""Uncertainty of evaluations. The unit is the problem: problems are resampled, never responses."""
+"""Uncertainty of evaluations: intervals, tests, and what several training seeds add.
+
+The unit is the problem: problems are resampled, never responses. Training seeds are a second unit above it. Coverage is
+measured by `benchmarks/coverage.py`; docs/evaluation.md says what it found.
+"""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.stats
 
+Values = Sequence[Sequence[float]] | np.ndarray[Any, Any]
+"""Of one method on one benchmark: an entry per training seed, of an entry per problem."""
+
+RESAMPLES = 2000
+
+
+class Estimate(NamedTuple):
+    """A mean with its interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Difference(NamedTuple):
+    """A difference of two means with its interval, and the two-sided p-value of there being none."""
+
+    value: float
+    low: float
+    high: float
+    p: float
+
+
+class Spread(NamedTuple):
+    """A mean, its standard error, and the degrees of freedom of Student's t that go with it."""
+
+    value: float
+    error: float
+    freedom: float
+
+    def interval(self, confidence: float = 0.95) -> tuple[float, float]:
+        """Return value ± t · error."""
+        half = float(scipy.stats.t.ppf((1 + confidence) / 2, self.freedom)) * self.error if self.error else 0.0
+        return self.value - half, self.value + half
+
+    @property
+    def p(self) -> float:
+        """The two-sided p-value of a value of 0."""
+        if not self.error:
+            return float(self.value == 0)
+        return float(2 * scipy.stats.t.sf(abs(self.value) / self.error, self.freedom))
+
 
 def bootstrap_interval(
-    values: Sequence[float], *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
+    values: Sequence[float], *, confidence: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[float, float]:
     """Return a confidence interval of the mean over problems, by the bootstrap.
 
@@ -56,7 +104,7 @@ def bootstrap_interval(
 
 
 def paired_interval(
-    a: Sequence[float], b: Sequence[float], *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
+    a: Sequence[float], b: Sequence[float], *, confidence: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[float, float]:
     """Return a confidence interval of mean(a) - mean(b), both over the same problems in the same order.
 
@@ -69,10 +117,7 @@ def paired_interval(
     >>> paired_interval([1, 1, 0, 1], [1, 1, 0, 1])
     (0.0, 0.0)
     """
-    if len(a) != len(b):
-        raise ValueError(f"values must be paired by problem, but there are {len(a)} and {len(b)}")
-    _require(a)
-    differences = np.subtract(a, b, dtype=float)
+    differences = _paired(a, b)
     if np.all(differences == differences[0]):
         return float(differences[0]), float(differences[0])
     return bootstrap_interval(differences.tolist(), confidence=confidence, resamples=resamples, seed=seed)
@@ -81,3 +126,196 @@ def paired_interval(
 def _require(values: Sequence[object]) -> None:
     if not len(values):
         raise ValueError("a mean needs at least one problem")
+
+
+def mcnemar(a: Sequence[float], b: Sequence[float]) -> float:
+    """Return the exact two-sided p-value of McNemar's test: are two models right equally often on the same problems?
+
+    Of the problems that only one of them solves, each has half under the null hypothesis (McNemar 1947, Psychometrika
+    12; the binomial form). The values are 0 or 1.
+
+    Raises:
+        ValueError: not as many values in `a` as in `b`, or none.
+
+    >>> mcnemar([1, 1, 1, 1, 1, 0], [0, 0, 0, 0, 0, 0]), mcnemar([1, 0, 1], [0, 1, 1])
+    (0.0625, 1.0)
+    """
+    differences = _paired(a, b)
+    only_a, only_b = int((differences > 0).sum()), int((differences < 0).sum())
+    return float(scipy.stats.binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
+
+
+def sign_flip(a: Sequence[float], b: Sequence[float], *, resamples: int = 9999, seed: int = 0) -> float:
+    """Return the two-sided p-value of the paired permutation test of equal means (Fisher 1935; SciPy's).
+
+    Under the null hypothesis a problem's difference is as likely with the other sign.
+
+    Raises:
+        ValueError: not as many values in `a` as in `b`, or none.
+
+    >>> sign_flip([1, 2, 3, 4], [0, 0, 0, 0]), sign_flip([1, 2], [1, 2])
+    (0.125, 1.0)
+    """
+    differences = _paired(a, b)
+    # Those of 0 are the same with either sign.
+    differences = differences[differences != 0]
+    if not len(differences):
+        return 1.0
+    options = {"permutation_type": "samples", "n_resamples": resamples, "batch": 200, "vectorized": True}
+    return float(scipy.stats.permutation_test((differences,), np.mean, rng=seed, **options).pvalue)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p-values corrected for their number: below α, the chance of any false finding is at most α.
+
+    The i-th smallest of m is multiplied by m − i + 1, and none is smaller than one before it (Holm 1979, "A Simple
+    Sequentially Rejective Multiple Test Procedure", Scandinavian Journal of Statistics 6). SciPy has the false
+    discovery rate only.
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    order = np.argsort(p_values, kind="stable")
+    corrected = np.asarray(p_values, dtype=float)[order] * np.arange(len(order), 0, -1)
+    result = np.empty(len(order))
+    result[order] = np.minimum(np.maximum.accumulate(corrected), 1.0)
+    return [float(value) for value in result]
+
+
+def estimate(
+    blocks: Sequence[Values], *, confidence: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
+) -> Estimate:
+    """Return a method's mean, over benchmarks alike, with its interval.
+
+    `blocks` has the values of each benchmark, all with the same seeds. One seed on one benchmark: `bootstrap_interval`,
+    which says nothing of other seeds. Else: `spread`.
+
+    Raises:
+        ValueError: as `spread`.
+    """
+    arrays = _arrays(blocks)
+    first = arrays[0]
+    if (len(arrays) == 1 and len(first) == 1) or (
+        all(np.all(array == first[0, 0]) for array in arrays) and first[0, 0] in (0, 1)
+    ):
+        # Where everything is right (or wrong), so is every seed: what is left is how few problems there are.
+        everything = np.concatenate([array[0] for array in arrays]).tolist()
+        low, high = bootstrap_interval(everything, confidence=confidence, resamples=resamples, seed=seed)
+        return Estimate(float(np.mean(everything)), low, high)
+    found = spread(blocks, resamples=resamples, seed=seed)
+    return Estimate(found.value, *found.interval(confidence))
+
+
+def difference(
+    blocks: Sequence[Values],
+    others: Sequence[Values],
+    *,
+    confidence: float = 0.95,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Difference:
+    """Return the difference of two methods' means over the same problems, with its interval and p-value.
+
+    One seed of each on one benchmark: `paired_interval`, and the p-value of `mcnemar` where values are 0 or 1, else of
+    `sign_flip`. Else: `spread`, interval and p-value alike.
+
+    Raises:
+        ValueError: as `spread`.
+    """
+    mine, theirs = _arrays(blocks), _arrays(others)
+    if len(mine) == len(theirs) == 1 and len(mine[0]) == len(theirs[0]) == 1:
+        a, b = mine[0][0].tolist(), theirs[0][0].tolist()
+        low, high = paired_interval(a, b, confidence=confidence, resamples=resamples, seed=seed)
+        p = mcnemar(a, b) if {*a, *b} <= {0, 1} else sign_flip(a, b, seed=seed)
+        return Difference(float(np.mean(a) - np.mean(b)), low, high, p)
+    found = spread(blocks, others, resamples=resamples, seed=seed)
+    return Difference(found.value, *found.interval(confidence), found.p)
+
+
+def spread(
+    blocks: Sequence[Values], others: Sequence[Values] | None = None, *, resamples: int = RESAMPLES, seed: int = 0
+) -> Spread:
+    r"""Return the mean over benchmarks, seeds and problems (less that of `others`) with its standard error.
+
+    The error is that of a hierarchical bootstrap: seeds are drawn, then problems, the same problems for all seeds and
+    for both methods, since they are the same problems (Davison and Hinkley 1997, "Bootstrap Methods and their
+    Application", section 3.8). Two things keep it honest with 2 to 5 seeds, for which the percentiles of the plain
+    hierarchical bootstrap are too narrow:
+
+    - Of S seeds S − 1 are drawn, which makes the variance right (Rao and Wu 1988, JASA 83), and what is drawn are the
+      seeds' deviations, shrunken by the part that is due to the choice of problems:
+      (s² − MSE/P)₊ ÷ s², where s² is the variance of the S means and MSE what neither seed nor problem explains.
+    - Student's t with Satterthwaite's degrees of freedom (1946, Biometrics Bulletin 2) takes the normal's place:
+      V² ÷ (V_problems² / (P − 1) + Σ (s²/S)² / (S − 1)), over the methods that have several seeds.
+
+    A method with one seed adds nothing for seeds: its training is taken as given.
+
+    Raises:
+        ValueError: the benchmarks differ in seeds, or the methods in benchmarks or problems; or there are none.
+
+    >>> found = spread([[[1, 0, 1, 1], [1, 0, 0, 1]]])
+    >>> round(found.value, 3), found.error > 0
+    (0.625, True)
+    """
+    sides = [_arrays(blocks), *([_arrays(others)] if others is not None else [])]
+    signs = (1.0, -1.0)
+    if others is not None and [array.shape[1] for array in sides[0]] != [array.shape[1] for array in sides[1]]:
+        raise ValueError("values must be paired by problem, on the same benchmarks")
+    benchmarks = len(sides[0])
+    replicates = np.zeros(resamples)
+    value = problems_variance = freedom_sum = 0.0
+    for place in range(benchmarks):
+        column = sum(sign * side[place].mean(axis=0) for sign, side in zip(signs, sides, strict=False)) / benchmarks
+        value += float(column.mean())
+        replicates += _draws(len(column), resamples, seed + place) @ (column - column.mean())
+        if len(column) > 1:
+            part = float(column.var(ddof=1)) / len(column)
+            problems_variance += part
+            freedom_sum += part**2 / (len(column) - 1)
+    generator = np.random.default_rng([seed, benchmarks])
+    seeds_variance = 0.0
+    for side in sides:
+        seeds = len(side[0])
+        if seeds > 1:
+            means = np.mean([array.mean(axis=1) for array in side], axis=0)
+            total = float(means.var(ddof=1))
+            noise = sum(_residual(array) / array.shape[1] for array in side) / benchmarks**2
+            shrunken = (means - means.mean()) * (max(0.0, 1 - noise / total) ** 0.5 if total else 0.0)
+            replicates += shrunken[generator.integers(0, seeds, (resamples, seeds - 1))].mean(axis=1)
+            seeds_variance += float(shrunken.var(ddof=1)) / seeds
+            freedom_sum += (total / seeds) ** 2 / (seeds - 1)
+    variance = problems_variance + seeds_variance
+    error = float(replicates.std()) if variance else 0.0
+    return Spread(value, error, variance**2 / freedom_sum if freedom_sum else float("inf"))
+
+
+def _residual(values: np.ndarray[Any, Any]) -> float:
+    """Return the mean square of what neither seed nor problem explains, (seeds, problems)."""
+    seeds, problems = values.shape
+    if problems < 2:
+        return 0.0
+    rest = values - values.mean(axis=1, keepdims=True) - values.mean(axis=0) + values.mean()
+    return float((rest**2).sum()) / ((seeds - 1) * (problems - 1))
+
+
+@lru_cache(maxsize=4)
+def _draws(problems: int, resamples: int, seed: int) -> np.ndarray[Any, Any]:
+    """Return how often each problem is drawn ÷ their number, (resamples, problems); the same for every metric."""
+    counts = np.random.default_rng([seed, problems]).multinomial(problems, [1 / problems] * problems, size=resamples)
+    return (counts / problems).astype(np.float32)
+
+
+def _arrays(blocks: Sequence[Values]) -> list[np.ndarray[Any, Any]]:
+    arrays = [np.asarray(block, dtype=float) for block in blocks]
+    if not arrays or not all(array.ndim == 2 and array.size for array in arrays):
+        raise ValueError("a mean needs at least one problem, and values by seed and problem")
+    if len({len(array) for array in arrays}) > 1:
+        raise ValueError("all benchmarks need the same seeds")
+    return arrays
+
+
+def _paired(a: Sequence[float], b: Sequence[float]) -> np.ndarray[Any, Any]:
+    if len(a) != len(b):
+        raise ValueError(f"values must be paired by problem, but there are {len(a)} and {len(b)}")
+    _require(a)
+    return np.subtract(a, b, dtype=float)

@@ -13,13 +13,15 @@ from typing import Any
 
 from cruxtune.benchmark_rows import require_files
 from cruxtune.benchmarks import BENCHMARK, BENCHMARKS, benchmark_names
+from cruxtune.cells import cell_of
+from cruxtune.comparison import summarise
+from cruxtune.comparison_page import percent
 from cruxtune.errors import ConfigError, StoreError
 from cruxtune.models import Policy, load_policy
 from cruxtune.problems import ProblemSource, load_problems
 from cruxtune.progress import stderr
 from cruxtune.prompts import Renderer
 from cruxtune.stage_settings import EvaluateSettings
-from cruxtune.stages.compare import percent, read_scores, summarise_scores
 from cruxtune.stages.evaluate import evaluate
 from cruxtune.store import MANIFEST, read_manifest, write_atomic
 
@@ -130,7 +132,7 @@ def _result(name: str, step: EvaluateSettings, manifest: Mapping[str, Any]) -> d
     return {
         "title": BENCHMARKS[name].title,
         "problems": int(done["problems"]),
-        **summarise_scores(read_scores(path), step.samples, step.output.seed),
+        **summarise(cell_of(path, method="", seed=None, benchmark=name), step.output.seed),
         "truncated": done["truncated"] / done["responses"],
         "fallback": manifest["shares"]["fallback_share"] or 0.0,
         "examples": step.prompt.examples if manifest["facts"].get("examples") else None,

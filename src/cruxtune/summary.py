@@ -52,9 +52,11 @@ def summarise(
     costs = [manifest["accounting"] for manifest in manifests.values() if "accounting" in manifest]
     annotated, compared = manifests["annotate"]["accounting"], manifests["compare"]
     trained = {name: manifests[f"train {name}"]["accounting"]["tokens_trained"] for name in recipe.train}
-    differences = compared["differences"]
+    (task, facts), *_ = compared["benchmarks"].items()
+    models = {name: model["benchmarks"][task]["metrics"] for name, model in compared["methods"].items()}
+    differences = compared["pairs"].get("cft - sft")
     benchmarks = {
-        name.removeprefix("compare on "): {key: found[key] for key in ("problems", "models", "differences")}
+        name.removeprefix("compare on "): {key: found[key] for key in ("benchmarks", "methods", "pairs")}
         for name, found in manifests.items()
         if name.startswith("compare on ")
     }
@@ -67,14 +69,14 @@ def summarise(
         "critical_share": annotated["critical_tokens"] / max(1, annotated["known_tokens"]),
         **_apart(annotated),
         "rollouts": {name: int(annotated[f"rollouts_{name}"]) for name in ("wanted", "made", "skipped")},
-        "heldout_problems": compared["problems"],
-        "samples": compared["samples"],
+        "heldout_problems": facts["problems"],
+        "samples": facts["samples"],
         "models": {
-            name: {**scores, "tokens_trained": trained.get(name, 0)} for name, scores in compared["models"].items()
+            name: {**_scores(metrics), "tokens_trained": trained.get(name, 0)} for name, metrics in models.items()
         },
         "curves": {name: found for name in recipe.train if (found := _curve(recipe.output / "models" / name))},
         **({"benchmarks": benchmarks} if benchmarks else {}),
-        **({"cft_minus_sft": differences["cft - sft"]} if "cft - sft" in differences else {}),
+        **({"cft_minus_sft": _named(differences["benchmarks"][task])} if differences else {}),
         "seconds": round(sum(seconds.values()), 1),
         "seconds_by_stage": dict(seconds),
         "peak_memory_gib": max(manifest.get("peak_memory_gib", 0.0) for manifest in manifests.values()),
@@ -83,6 +85,21 @@ def summarise(
         "verdicts_cut_off": sum(map(cut_off, costs)),
         "versions": library_versions(),
     }
+
+
+def _scores(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the headline scores of a model; pass@N is any of its N samples."""
+    scores: dict[str, Any] = {}
+    for name, entry in _named(metrics).items():
+        scores |= {name: entry["value"], f"{name}_interval": entry["interval"]}
+    return {**scores, "entropy": metrics["entropy"]["value"], "length": metrics["length"]["value"]}
+
+
+def _named(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the entries of pass@1 (greedy), pass@N and pass@1 of samples by these names."""
+    names = {"pass@1": "pass@1", "pass@1_sampled": "pass@1_sampled"}
+    names["pass@N"] = next((name for name in metrics if name.startswith("any@")), "pass@1_sampled")
+    return {name: metrics[metric] for name, metric in names.items() if metric in metrics}
 
 
 def _apart(annotated: Mapping[str, float]) -> dict[str, Any]:

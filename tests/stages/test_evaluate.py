@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from cruxtune.errors import DataError
 from cruxtune.models import load_policy
 from cruxtune.problems import load_problems
 from cruxtune.records import Evaluation
@@ -47,13 +48,19 @@ def test_evaluations_with_unsampled_problems_are_compared(world: Any) -> None:
     rows, _ = evaluated(world, "one", sampled_problems=3)
     evaluated(world, "two", sampled_problems=3, group_size=4)
     output = world.root / "comparison"
-    result = compare(CompareSettings(evaluations={name: world.root / name for name in ("one", "two")}, output=output))
-    assert result["problems"] == 8
+    paths = {name: [world.root / name] for name in ("one", "two")}
+    result = compare(CompareSettings(evaluations=paths, output=output))
+    ((task, facts),) = result["benchmarks"].items()
+    assert facts["problems"] == 8
     greedy = [row["correct"] for row in rows if row["temperature"] == 0]
     samples = [row["correct"] for row in rows if row["temperature"] > 0]
-    assert result["models"]["one"]["pass@1"] == pytest.approx(sum(greedy) / 8)
-    assert result["models"]["one"]["pass@1_sampled"] == pytest.approx(sum(samples) / 9)
-    assert result["differences"]["two - one"]["pass@N"]["difference"] == 0
+    metrics = result["methods"]["one"]["benchmarks"][task]["metrics"]
+    assert metrics["pass@1"]["value"] == pytest.approx(sum(greedy) / 8)
+    assert metrics["pass@1_sampled"]["value"] == pytest.approx(sum(samples) / 9)
+    assert result["pairs"]["two - one"]["benchmarks"][task]["any@3"]["difference"] == 0
+    evaluated(world, "three", sampled_problems=2)
+    with pytest.raises(DataError, match="sampled"):
+        compare(CompareSettings(evaluations={**paths, "three": [world.root / "three"]}, output=output))
 
 
 def test_samples_are_recorded_with_the_policys_own_numbers(world: Any) -> None:

@@ -1,0 +1,215 @@
+"""A comparison as a Markdown page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+AVERAGE = "average"
+BETTER, WORSE = "▲", "▼"
+
+
+def percent(value: float, interval: Sequence[float]) -> str:
+    """Return a share with its interval.
+
+    >>> percent(0.5, (0.4, 0.6))
+    '50.0 % [40.0, 60.0]'
+    """
+    return f"{100 * value:.1f} % [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
+
+
+def points(value: float, interval: Sequence[float]) -> str:
+    """Return a difference of shares in percentage points with its interval.
+
+    >>> points(-0.02, (-0.05, 0.01))
+    '-2.0 [-5.0, +1.0]'
+    """
+    return f"{100 * value:+.1f} [{100 * interval[0]:+.1f}, {100 * interval[1]:+.1f}]"
+
+
+def page(result: Mapping[str, Any], figure: str | None = None) -> str:
+    """Return the comparison as a Markdown page; `figure` is the name of its figure."""
+    benchmarks, methods = result["benchmarks"], result["methods"]
+    places = [*benchmarks, *([AVERAGE] if len(benchmarks) > 1 else [])]
+    lines = [
+        f"# Comparison of {_number(len(methods), 'method')} on {_number(len(benchmarks), 'benchmark')}",
+        "",
+        "95 % intervals. Over problems alone where a method has one training seed, which says nothing of other seeds; "
+        "over seeds and problems where it has several. Differences are paired by problem. "
+        f"{BETTER} and {WORSE}: better and worse than {result['baseline']}, after Holm's correction for all "
+        "differences of this page in that metric.",
+        "",
+        *_list_of_benchmarks(benchmarks),
+    ]
+    for metric in _headline(result):
+        lines += ["", f"## {_title(metric)}", "", *_main_table(result, metric, places)]
+    for name in benchmarks:
+        lines += ["", f"## Metrics on {name}", "", *_metrics(result, name)]
+    if result["pairs"]:
+        lines += ["", "## Differences", "", *_differences(result, places)]
+    if costs := _costs(result):
+        lines += ["", "## Training and compute", "", *costs]
+    if losses := _losses(result):
+        lines += ["", "## Loss and entropy while training", "", *losses]
+    if figure:
+        lines += ["", f"![pass@N, and loss on critical and other tokens]({figure})"]
+    return "\n".join(lines) + "\n"
+
+
+def _number(count: int, what: str) -> str:
+    return f"{count} {what}{'s' if count != 1 else ''}"
+
+
+def _title(metric: str) -> str:
+    kind, at, k = metric.partition("@")
+    if metric == "pass@1":
+        return "pass@1 (greedy)"
+    return f"any of {k}" if at and kind == "any" else metric.replace("_sampled", " (samples)").replace("_", " ")
+
+
+def _list_of_benchmarks(benchmarks: Mapping[str, Any]) -> list[str]:
+    lines = []
+    for name, facts in benchmarks.items():
+        sampled = f", {facts['sampled_problems']:,} of them with {facts['samples']} samples" if facts["samples"] else ""
+        lines.append(f"- {name}: {_number(facts['problems'], 'problem')}{sampled}")
+    return lines
+
+
+def _headline(result: Mapping[str, Any]) -> list[str]:
+    """Return the metrics of the main tables: greedy pass@1, and the largest pass@N that is estimated."""
+    names = list(next(iter(next(iter(result["methods"].values()))["benchmarks"].values()))["metrics"])
+    larger = [name for name in names if name.startswith("pass@") and name not in ("pass@1", "pass@1_sampled")]
+    any_of = [name for name in names if name.startswith("any@")]
+    return ["pass@1", *(larger[-1:] or any_of)]
+
+
+def _place(entry: Mapping[str, Any], place: str) -> Mapping[str, Any] | None:
+    """Return the metrics of a method or a pair at a benchmark, or of its average."""
+    found = entry.get(AVERAGE) if place == AVERAGE else entry["benchmarks"].get(place)
+    return found.get("metrics", found) if found else None
+
+
+def _main_table(result: Mapping[str, Any], metric: str, places: Sequence[str]) -> list[str]:
+    lines = [f"| method | seeds | {' | '.join(places)} |", f"| --- | ---: | {' | '.join('---' for _ in places)} |"]
+    for name, method in result["methods"].items():
+        cells = []
+        for place in places:
+            found = (_place(method, place) or {}).get(metric)
+            cells.append(
+                percent(found["value"], found["interval"]) + _mark(result, name, place, metric) if found else ""
+            )
+        lines.append(f"| {name} | {_seeds(method)} | {' | '.join(cells)} |")
+    return lines
+
+
+def _seeds(method: Mapping[str, Any]) -> str:
+    counts = sorted({len(part["seeds"]) for part in method["benchmarks"].values()})
+    return "–".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
+
+
+def _mark(result: Mapping[str, Any], name: str, place: str, metric: str) -> str:
+    """Return the mark of a difference to the baseline that is significant."""
+    baseline = result["baseline"]
+    for key, sign in ((f"{name} - {baseline}", 1), (f"{baseline} - {name}", -1)):
+        entry = (_place(result["pairs"].get(key, {"benchmarks": {}}), place) or {}).get(metric)
+        if entry and entry["significant"]:
+            return f" {BETTER if sign * entry['difference'] > 0 else WORSE}"
+    return ""
+
+
+def _metrics(result: Mapping[str, Any], name: str) -> list[str]:
+    """Return a table of every metric, methods as columns."""
+    methods = {key: part for key, method in result["methods"].items() if (part := method["benchmarks"].get(name))}
+    lines = [f"| metric | {' | '.join(methods)} |", f"| --- | {' | '.join('---' for _ in methods)} |"]
+    for metric in next(iter(methods.values()))["metrics"]:
+        cells = [_shown(metric, part["metrics"][metric]) for part in methods.values()]
+        lines.append(f"| {_title(metric)} | {' | '.join(cells)} |")
+    for metric, title in (("ece", "calibration error"), ("ece_per_token", "calibration error, per token")):
+        cells = [f"{100 * part['calibration'][metric]:.1f} %" for part in methods.values()]
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    return lines
+
+
+def _shown(metric: str, entry: Mapping[str, Any]) -> str:
+    value, (low, high) = entry["value"], entry["interval"]
+    if metric.startswith("length"):
+        return f"{value:.1f} [{low:.1f}, {high:.1f}]"
+    if metric.startswith(("distinct", "entropy", "answer_entropy")):
+        return f"{value:.3f} [{low:.3f}, {high:.3f}]"
+    return percent(value, entry["interval"])
+
+
+def _differences(result: Mapping[str, Any], places: Sequence[str]) -> list[str]:
+    metrics = [*_headline(result), "entropy"]
+    lines = [
+        "Percentage points (entropy: nats). An asterisk: significant after Holm's correction; p is before it.",
+        "",
+        f"| difference | on | {' | '.join(f'{_title(metric)} | p' for metric in metrics)} |",
+        f"| --- | --- | {' | '.join('--- | ---:' for _ in metrics)} |",
+    ]
+    for pair, entry in result["pairs"].items():
+        for place in places:
+            if found := _place(entry, place):
+                cells = " | ".join(_difference(metric, found.get(metric)) for metric in metrics)
+                lines.append(f"| {pair} | {place} | {cells} |")
+    return lines
+
+
+def _difference(metric: str, entry: Mapping[str, Any] | None) -> str:
+    if entry is None:
+        return " | "
+    value, (low, high) = entry["difference"], entry["interval"]
+    shown = f"{value:+.3f} [{low:+.3f}, {high:+.3f}]" if metric == "entropy" else points(value, entry["interval"])
+    star = r" \*" if entry["significant"] else ""
+    return f"{shown}{star} | {entry['p']:.2g}"
+
+
+def _costs(result: Mapping[str, Any]) -> list[str]:
+    rows = [
+        (name, place, part["cost"])
+        for name, method in result["methods"].items()
+        for place, part in method["benchmarks"].items()
+        if part["cost"]
+    ]
+    if not rows:
+        return []
+    lines = [
+        "Means over seeds. Compute is tokens put through the model: for responses and annotation, and for training. A "
+        "token of training takes about three times what one of annotation does.",
+        "",
+        "| method | on | tokens trained | share | annotation tokens | training tokens | sum | training time |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for name, place, cost in rows:
+        counts = (cost["annotation_tokens"], cost["tokens_computed"], cost["compute"])
+        shown = " | ".join("unknown" if count is None else f"{count:,.0f}" for count in counts)
+        lines.append(
+            f"| {name} | {place} | {cost['tokens_trained']:,.0f} | {100 * cost['share_trained']:.1f} % | {shown} | "
+            f"{cost['seconds']:,.0f} s |"
+        )
+    return lines
+
+
+def _losses(result: Mapping[str, Any]) -> list[str]:
+    names = {
+        "eval_loss_critical": "loss, critical",
+        "eval_loss_other": "loss, other",
+        "eval_entropy_critical": "entropy, critical",
+        "eval_entropy_other": "entropy, other",
+    }
+    lines = []
+    for name, method in result["methods"].items():
+        for place, part in method["benchmarks"].items():
+            if any(curve in part["curves"] for curve in names):
+                curves = [part["curves"].get(curve) for curve in names]
+                cells = [f"{curve[0][1]:.3f} → {curve[-1][1]:.3f}" if curve else "" for curve in curves]
+                lines.append(f"| {name} | {place} | {' | '.join(cells)} |")
+    if not lines:
+        return []
+    return [
+        "On the probe's critical and other tokens, in nats, from the start of training to its end; means over seeds.",
+        "",
+        f"| method | on | {' | '.join(names.values())} |",
+        f"| --- | --- | {' | '.join('---' for _ in names)} |",
+        *lines,
+    ]
