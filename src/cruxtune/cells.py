@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -112,7 +112,7 @@ class Sampled(_Part):
 class Cell(_Part):
     """One evaluation, problem by problem."""
 
-    format: int = 1
+    format: Literal[1] = 1
     method: str = Field(description="Name of the method; `start` is the model that training starts from.")
     seed: int | None = Field(description="Seed of training; none for the start.")
     benchmark: str = Field(description="Name of the benchmark or task.")
@@ -206,9 +206,10 @@ def cell_of(
     paths = [evaluations] if isinstance(evaluations, Path) else list(evaluations)
     manifests = [finished_manifest(path, "evaluate", "the evaluation") for path in paths]
     sources = [place for place, manifest in enumerate(manifests) if manifest["identity"]["samples"]]
-    if len(sources) > 1:
+    if len(paths) > 2 or (len(paths) == 2 and len(sources) != 1):
         raise DataError(
-            f"{paths[sources[0]]} and {paths[sources[1]]} both have samples; give one of them, or one without samples"
+            f"{' and '.join(map(str, paths))} are evaluations of one model on one benchmark; one cell is made of one "
+            "of them, or of one without samples and one with samples"
         )
     source = sources[0] if sources else 0
     greedy = [row for row in _rows(paths[0]) if row["temperature"] == 0]

@@ -62,3 +62,5 @@ def test_evaluations_of_trained_models(world: Any) -> None:
     other = evaluated(world, "short", world.model, max_new_tokens=9)
     with pytest.raises(DataError, match="max_new_tokens = 9"):
         compare(CompareSettings(evaluations={**paths, "short": [other]}, output=root / "out"))
+    with pytest.raises(DataError, match="are evaluations of one model on one benchmark"):
+        cell_of([paths["start"][0], other], method="start", seed=None)
