@@ -9,11 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
 from cruxtune.errors import ConfigError, StoreError
+from cruxtune.stage_settings import CompareSettings
+from cruxtune.stages.compare import compare
 from cruxtune.study import Study, units
 from cruxtune.study_clock import Clock
+from cruxtune.study_commands import study_command
 
 
 @pytest.fixture
@@ -164,6 +168,15 @@ def test_an_interrupted_study_goes_on_and_repeats_nothing(
     assert (len(cell["greedy"]), len(cell["sampled"]["problems"])) == (6, 4)
     assert cell["training"]["curves"]["eval_loss_critical"]
     assert found["sums/start"]["training"] is None
+
+    Path("study.yaml").write_text(yaml.safe_dump(content))
+    study_command(Path("study.yaml"), {}, Clock())
+    numbers = json.loads(Path("found.json").read_text())
+    assert list(numbers["methods"])[0] == "start"
+    assert set(numbers["methods"]) == {"start", "cft", "random"}
+    assert len(numbers["pairs"]["random - cft"]["benchmarks"]["sums"]["pass@1"]["interval"]) == 2
+    compare(CompareSettings(cells=[Path("found")], output=Path("again")))
+    assert Path("again/comparison.md").read_bytes() == Path("found/comparison.md").read_bytes()
 
     content["methods"]["cft"]["epochs"] = 2
     with pytest.raises(StoreError, match=r"method.epochs = 1, and the study has 2"):

@@ -170,6 +170,15 @@ def read_cell(path: Path) -> Cell:
         ) from error
 
 
+def is_cell(path: Path) -> bool:
+    """Return whether a JSON file says that it is a cell, of whatever version; it may still be broken."""
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError:
+        return False
+    return isinstance(content, dict) and {"format", "method", "benchmark", "greedy"} <= content.keys()
+
+
 def write_cell(path: Path, cell: Cell) -> Path:
     """Write a cell, the same bytes for the same cell, and return the path."""
     content = cell.model_dump(mode="json")

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from cruxtune.comparison_page import percent
 from cruxtune.criticality import is_critical
 from cruxtune.pipeline import STAGES, prepare_problems
 from cruxtune.progress import stderr
 from cruxtune.recipe import Recipe, plan
 from cruxtune.results import read_result, write_result
-from cruxtune.comparison_page import percent
 from cruxtune.statistics import bootstrap_interval
 from cruxtune.store import read_rows, write_atomic
 from cruxtune.study import Search, Study

@@ -11,6 +11,8 @@ import typer
 from cruxtune import start_search
 from cruxtune.power import power_table
 from cruxtune.progress import stderr
+from cruxtune.stage_settings import CompareSettings
+from cruxtune.store import write_atomic
 from cruxtune.study import Study, read_study, result_file, units
 from cruxtune.study_clock import Clock
 
@@ -55,6 +57,8 @@ def study_command(
             stderr.print(
                 f"{missing} of {len(units(study))} units are missing; the same command goes on", soft_wrap=True
             )
+        if any(unit.kind == "cell" for unit in units(study) if unit.name in found):
+            _compare(study)
     typer.echo(study.results)
 
 
@@ -87,3 +91,12 @@ def power_lines(study: Study) -> Iterator[str]:
         yield f"{name}, {heldout:,} problems, percentage points:"
         yield ""
         yield from power_table(task.seeds, heldout, **study.power.model_dump()).splitlines()
+
+
+def _compare(study: Study) -> None:
+    """Compare the cells that there are; what comes out lies among the results, the numbers also in one file beside them."""
+    from cruxtune.stages.compare import NAME, compare
+
+    compare(CompareSettings(cells=[study.results], output=study.results))
+    write_atomic(study.results.parent / f"{study.results.name}.json", (study.results / f"{NAME}.json").read_bytes())
+    typer.echo((study.results / f"{NAME}.md").read_text())

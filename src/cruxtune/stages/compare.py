@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cruxtune.cells import Cell, benchmark_of, cell_of, read_cell
+from cruxtune.cells import Cell, benchmark_of, cell_of, is_cell, read_cell
 from cruxtune.comparison import compare_cells
 from cruxtune.comparison_figure import figure
 from cruxtune.comparison_page import page
@@ -52,13 +52,16 @@ def compare(settings: CompareSettings) -> dict[str, Any]:
     return result
 
 
-def _read(paths: list[Path]) -> Iterator[Cell]:
-    """Yield the cells of files, and of all JSON files of directories, in the order of their names."""
+def _read(paths: list[Path]) -> list[Cell]:
+    """Return the cells of files, and all that are in directories; the start, which has no seed, comes first."""
+    cells: list[Cell] = []
     for path in paths:
-        files = sorted(path.rglob("*.json")) if path.is_dir() else [path]
+        # A study keeps other results beside its cells.
+        files = [file for file in sorted(path.rglob("*.json")) if is_cell(file)] if path.is_dir() else [path]
         if not files:
-            raise DataError(f"--cells {path} has no JSON files; check the path")
-        yield from map(read_cell, files)
+            raise DataError(f"--cells {path} has no cells; check the path: a study writes them to its results")
+        cells += map(read_cell, files)
+    return sorted(cells, key=lambda cell: cell.seed is not None)
 
 
 def _evaluated(evaluations: Mapping[str, list[Path]]) -> list[Cell]:
