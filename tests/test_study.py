@@ -172,7 +172,7 @@ def test_an_interrupted_study_goes_on_and_repeats_nothing(
     Path("study.yaml").write_text(yaml.safe_dump(content))
     study_command(Path("study.yaml"), {}, Clock())
     numbers = json.loads(Path("found.json").read_text())
-    assert list(numbers["methods"])[0] == "start"
+    assert next(iter(numbers["methods"])) == "start"
     assert set(numbers["methods"]) == {"start", "cft", "random"}
     assert len(numbers["pairs"]["random - cft"]["benchmarks"]["sums"]["pass@1"]["interval"]) == 2
     compare(CompareSettings(cells=[Path("found")], output=Path("again")))

@@ -94,7 +94,7 @@ def power_lines(study: Study) -> Iterator[str]:
 
 
 def _compare(study: Study) -> None:
-    """Compare the cells that there are; what comes out lies among the results, the numbers also in one file beside them."""
+    """Compare the cells that there are, among the results; the numbers are also in one file beside them."""
     from cruxtune.stages.compare import NAME, compare
 
     compare(CompareSettings(cells=[study.results], output=study.results))
