@@ -74,8 +74,8 @@ def show(result: Mapping[str, Any]) -> None:
         console.print(f"\n{name}: {_facts(found)}", markup=False, highlight=False)
         for sheet in sheets(found):
             console.print(_rich(sheet))
-    if sheet := model_sheet(result["models"]):
-        console.print(_rich(sheet))
+    if models := model_sheet(result["models"]):
+        console.print(_rich(models))
     for line in left_out(result["models"]):
         console.print(line, markup=False, highlight=False)
 
@@ -96,8 +96,8 @@ def markdown(result: Mapping[str, Any], page: Path) -> str:
             lines += ["", f"### {sheet.title}", "", *_markdown(sheet)]
     if result["models"]:
         lines += ["", "## Models", ""]
-        if sheet := model_sheet(result["models"]):
-            lines += [*_markdown(sheet), ""]
+        if models := model_sheet(result["models"]):
+            lines += [*_markdown(models), ""]
         lines += left_out(result["models"])
     return "\n".join(lines).rstrip() + "\n"
 
