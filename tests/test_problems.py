@@ -388,7 +388,7 @@ def test_bad_rows_and_options_are_explained(
             DataError,
             ["a.jsonl.gz (--problems) cannot be read", "Not a gzipped file", "whole"],
         ),
-        ("a.jsonl.gz", gzip.compress(b'{"question": 1}' * 99)[:-20], DataError, ["cannot be read", "whole"]),
+        ("a.jsonl.gz", gzip.compress(b'{"question": 1}' * 99, mtime=0)[:-20], DataError, ["cannot be read", "whole"]),
         ("a.parquet", b"no parquet", DataError, ["a.parquet (--problems) cannot be read", "Parquet", "whole"]),
         ("a.jsonl", b'{"question": "\xff"}', DataError, ["Line 1 of", "not JSON", "utf-8"]),
         ("a.json", b'[{"question": "a", "answer": 1},\n {]', DataError, ["Line 2 of", "not JSON"]),

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-_STYLE: dict[Any, Any] = {"svg.hashsalt": "cruxtune", "svg.fonttype": "none", "font.size": 9}
+_STYLE: Any = {"svg.hashsalt": "cruxtune", "svg.fonttype": "none", "font.size": 9}
 """Ids in the file come from the salt, not from chance, and text stays text."""
 _COLOUR = "#4c72b0"
 
