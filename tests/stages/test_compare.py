@@ -59,8 +59,8 @@ def test_evaluations_of_trained_models(world: Any) -> None:
     assert part["cost"]["compute"] == part["cost"]["annotation_tokens"] + part["cost"]["tokens_computed"]
     assert "eval_loss_other" in part["curves"]
     assert result["methods"]["start"]["benchmarks"]["problems"]["seeds"] == [None]
-    other = evaluated(world, "short", world.model, max_new_tokens=9)
+    other = evaluated(world, "short", world.model, max_new_tokens=9, samples=4)
     with pytest.raises(DataError, match="max_new_tokens = 9"):
         compare(CompareSettings(evaluations={**paths, "short": [other]}, output=root / "out"))
     with pytest.raises(DataError, match="are evaluations of one model on one benchmark"):
-        cell_of([paths["start"][0], other], method="start", seed=None)
+        cell_of([paths["start"][1], other], method="start", seed=None)

@@ -69,9 +69,10 @@ def _evaluated(evaluations: Mapping[str, list[Path]]) -> list[Cell]:
     found = [one for name, paths in evaluations.items() for path in paths for one in _find(name, path)]
     trained = {one.path: manifest for one in found if (manifest := _trained(one.model))}
     starts = {Path(manifest["base_model"]).resolve() for manifest in trained.values() if manifest.get("base_model")}
-    groups: dict[tuple[str, str, str], list[_Found]] = {}
+    groups: dict[tuple[str, str, Path], list[_Found]] = {}
     for one in found:
-        groups.setdefault((one.method, one.benchmark, one.manifest["identity"]["model"]), []).append(one)
+        # By place, not by weights: two seeds may end with the same.
+        groups.setdefault((one.method, one.benchmark, one.model), []).append(one)
     cells: list[Cell] = []
     for (method, benchmark, _), group in groups.items():
         group.sort(key=lambda one: one.manifest["identity"]["samples"] > 0)
