@@ -287,11 +287,10 @@ _stage(
     printing.show_compare,
     "Stage 6: any number of evaluations side by side (methods, training seeds, benchmarks): a table with 95 % "
     "intervals and marks for what is significant, differences, compute, curves. What an interval says depends on "
-    "what was repeated: with one seed of a method it holds for that model only.\n\n"
+    "what was repeated: with one seed of a method it holds for that model only. `--cells` takes the results of a "
+    "study.\n\n"
     "Example:\n\n"
-    "    cruxtune compare --evaluation sft=runs/sft-1/eval --evaluation sft=runs/sft-2/eval "
-    "--evaluation cft=runs/cft-1/eval --evaluation cft=runs/cft-2/eval --output runs/comparison\n\n"
-    "    cruxtune compare --cells docs/results/cells --against start,sft --output docs/results",
+    "    cruxtune compare --evaluation sft=runs/eval-sft --evaluation cft=runs/eval-cft --output runs/comparison",
 )
 _stage(
     "benchmarks",

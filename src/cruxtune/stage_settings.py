@@ -421,9 +421,8 @@ class CompareSettings(Settings):
     @field_validator("evaluations", mode="before")
     @classmethod
     def _one_or_several(cls, value: Any) -> Any:
-        if not isinstance(value, dict):
-            return value
-        return {name: paths if isinstance(paths, list) else [paths] for name, paths in value.items()}
+        named = value if isinstance(value, dict) else {}
+        return {name: paths if isinstance(paths, list) else [paths] for name, paths in named.items()} or value
 
     @model_validator(mode="after")
     def _check(self) -> CompareSettings:

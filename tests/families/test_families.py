@@ -335,5 +335,5 @@ def test_pairs_for_dpo_are_what_the_policy_said(run: Run) -> None:
 def test_models_are_compared(run: Run) -> None:
     """The comparison has the start and all that was trained."""
     comparison = json.loads((run.root / "comparison" / "comparison.json").read_text())
-    assert list(comparison["models"]) == ["model", *TRAINED]
+    assert list(comparison["methods"]) == ["model", *TRAINED]
     run.counts["evaluated"] = sum(read_manifest(run.root / f"scores-{name}")["rows"] for name in ("model", *TRAINED))
