@@ -25,11 +25,13 @@ _COMMANDS = [
     (re.compile(r"\\(?:times|cdot)(?![a-zA-Z])|[×·∙]"), "*"),
     (re.compile(r"\\div(?![a-zA-Z])|÷"), "/"),
     (re.compile(r"[−–]"), "-"),
+    # Delimiters of formulas, which end what is before them.
+    (re.compile(r"\\[()\[\]]"), " ; "),
     (re.compile(r"\\left|\\right|\\[,;!\s]|[$€£\\%]"), ""),
     (re.compile(r"(?<=\d),(?=\d{3})"), ""),
     # What is counted is no part of the sum: "3 apples + 4 apples = 7 apples".
     (re.compile(r"(?<=\d)\s+[^\W\d_]{2,}(?=\s*[-+*/=])"), ""),
-    (re.compile(r"[ \t]*([-+*/^=()])[ \t]*"), r"\1"),
+    (re.compile(r"[ \t]*([-+*/^=])[ \t]*|(?<=\()[ \t]+|[ \t]+(?=\))"), r"\1"),
 ]
 _EQUATION = re.compile(r"[\w.()*/+^-]+(?:=[\w.()*/+^-]+)+")
 
