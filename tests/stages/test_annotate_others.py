@@ -146,7 +146,7 @@ def test_not_asked_and_undecided_are_told_apart(world: Any) -> None:
 
 def test_a_response_twice_is_annotated_once(world: Any) -> None:
     """Samples that say what another said are left out and counted; the first one stays."""
-    responses = responded(world, samples=6, temperature=0.01, limit=6)
+    responses = responded(world, samples=6, temperature=0.02, limit=16)
     output, manifest = annotated(responses)
     keys = [one.response.key for one in rows_of(output)]
     right = [one for one in map(Response.from_row, read_rows(responses)) if one.verdict.correct]
