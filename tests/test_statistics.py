@@ -211,6 +211,14 @@ def test_what_seeds_and_methods_share_cancels_out_of_differences() -> None:
     assert found.error**2 == pytest.approx(0.01 / 3 + 0.045 / 2, rel=0.04)
 
 
+def test_the_degrees_of_freedom_are_no_fewer_than_those_of_the_seeds() -> None:
+    """Seeds whose successes are each other's failures leave the problems no variance; the interval stays finite."""
+    first = np.tile([1.0, 0.0], 20)
+    found = spread([np.array([first, 1 - first, np.roll(first, 1) * first + 0.5])])
+    assert found.freedom >= 2
+    assert spread([np.array([[1.0, 0.0, 1.0, 1.0], [0.0, 1.0, 0.0, 0.0]])]).freedom >= 1
+
+
 def test_one_seed_is_taken_as_given() -> None:
     """Without a second seed the interval is that over problems, and the test is McNemar's."""
     a, b = [1.0, 1.0, 1.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 0.0, 0.0, 0.0]

@@ -270,8 +270,12 @@ def _blocks(
 
 def _rounded_estimate(metric: str, blocks: Sequence[Any], seed: int) -> dict[str, Any]:
     value, low, high = estimate(blocks, confidence=CONFIDENCE, seed=seed)
+    # Nothing that is measured here is negative, and a share is no more than 1.
+    low = max(low, 0.0)
     if not metric.startswith(_NOT_SHARES):
-        low, high = max(low, 0.0), min(high, 1.0)
+        high = min(high, 1.0)
+    elif all(np.all(block == value) for block in map(np.asarray, blocks)):
+        low = high = value  # the exact interval of a proportion, which a constant 0 or 1 gets, is none of a length's
     return {"value": round(value, 6), "interval": [round(low, 6), round(high, 6)]}
 
 

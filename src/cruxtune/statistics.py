@@ -246,7 +246,8 @@ def spread(
       seeds' deviations, shrunken by the part that is due to the choice of problems:
       (s² − MSE/P)₊ ÷ s², where s² is the variance of the S means and MSE what neither seed nor problem explains.
     - Student's t with Satterthwaite's degrees of freedom (1946, Biometrics Bulletin 2) takes the normal's place:
-      V² ÷ (V_problems² / (P − 1) + Σ (s²/S)² / (S − 1)), over the methods that have several seeds.
+      V² ÷ (V_problems² / (P − 1) + Σ (s²/S)² / (S − 1)), over the methods that have several seeds, but no less than
+      the smallest S − 1.
 
     A method with one seed adds nothing for seeds: its training is taken as given.
 
@@ -274,6 +275,7 @@ def spread(
             freedom_sum += part**2 / (len(column) - 1)
     generator = np.random.default_rng([seed, benchmarks])
     seeds_variance = 0.0
+    least = float(min([side[0].shape[0] - 1 for side in sides if len(side[0]) > 1], default=0))
     for side in sides:
         seeds = len(side[0])
         if seeds > 1:
@@ -286,7 +288,9 @@ def spread(
             freedom_sum += (total / seeds) ** 2 / (seeds - 1)
     variance = problems_variance + seeds_variance
     error = float(replicates.std()) if variance else 0.0
-    return Spread(value, error, variance**2 / freedom_sum if freedom_sum else float("inf"))
+    freedom = variance**2 / freedom_sum if freedom_sum else float("inf")
+    # A variance that is estimated from several parts is known no worse than the worst of them; estimates may say so.
+    return Spread(value, error, max(freedom, least))
 
 
 def _residual(values: np.ndarray[Any, Any]) -> float:
