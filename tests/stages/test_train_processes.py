@@ -94,18 +94,22 @@ def log_of(output: Path) -> list[dict[str, float]]:
 
 
 def same_training(one: Path, two: Path, name: str) -> None:
-    """The logs agree to 1e-6 (losses are added up in float32), the weights to 1e-9."""
+    """The logs agree to 1e-4, the weights to 1e-6 of their largest.
+
+    Parts of the model compute in float32 whatever its dtype, and round otherwise with other threads and batches; Adam
+    magnifies that. A row lost or counted twice moves a gradient by more than 1e-2 and a weight by about 1e-3.
+    """
     from safetensors.torch import load_file
 
     logs = log_of(one), log_of(two)
     assert len(logs[0]) == len(logs[1]) > 3, name
     for mine, theirs in zip(*logs, strict=True):
-        assert mine == pytest.approx(theirs, rel=1e-6), name
+        assert mine == pytest.approx(theirs, rel=1e-4), name
     file = next(one.glob("*.safetensors")).name
     weights = load_file(one / file), load_file(two / file)
     assert weights[0].keys() == weights[1].keys()
     for key, value in weights[0].items():
-        assert (value - weights[1][key]).abs().max() <= 1e-9 * value.abs().max(), (name, key)
+        assert (value - weights[1][key]).abs().max() <= 1e-6 * value.abs().max(), (name, key)
 
 
 def equal(one: Path, two: Path, name: str) -> None:
