@@ -155,9 +155,9 @@ def load_renderer(settings: ModelSettings, prompt: PromptSettings) -> Policy:
             # As transformers has it for a model without one.
             generation = GenerationConfig.from_model_config(config)
     tokenizer = load_tokenizer(settings)
-    eos_ids = _end_of_sequence_ids(generation, tokenizer)
-    engine = AbsentEngine(eos_ids, context_length=context_length(config))
     renderer = Renderer(tokenizer, prompt)
+    eos_ids = sorted({*_end_of_sequence_ids(generation, tokenizer), *renderer.end_ids()})
+    engine = AbsentEngine(eos_ids, context_length=context_length(config))
     facts = {
         "architecture": next(iter(config.architectures or []), None),
         "commit": getattr(config, "_commit_hash", None),

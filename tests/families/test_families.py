@@ -22,7 +22,7 @@ from cruxtune.errors import DataError
 from cruxtune.exporters import CONSUMERS
 from cruxtune.exporters.preferences import Pairing
 from cruxtune.exporters.settings import ExportSettings
-from cruxtune.models import Policy, load_model, load_policy
+from cruxtune.models import Policy, load_model, load_policy, load_renderer
 from cruxtune.prompts import Renderer
 from cruxtune.records import Annotation, Problem, Response
 from cruxtune.runner import open_verifier
@@ -182,6 +182,13 @@ def test_prompts_are_those_of_the_tokenizer(run: Run) -> None:
         assert tokenizer.decode(ids) == text
         assert ids.count(bos) == (bos is not None and text.startswith(run.family.bos or ""))
     run.counts["prompts"] = len(run.responses())
+
+
+def test_a_policy_without_its_weights_has_the_same_facts(run: Run) -> None:
+    """The ids that end a response too, which configs, tokenizer and chat template name together."""
+    facts = load_renderer(run.model(), PromptSettings()).facts
+    assert facts == {name: run.start.facts[name] for name in facts}
+    assert "eos_ids" in facts
 
 
 def by_generate(model: Any, prompt: list[int], ends: set[int]) -> list[int]:
