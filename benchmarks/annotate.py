@@ -60,6 +60,7 @@ _KEYS = (
     *("batched_agreement_bfloat16", "acceptance", "computed_per_emitted"),
 )
 """Null in the JSON where they were not measured."""
+_PRECISIONS = ("float32", "bfloat16")
 _PROBLEMS = 72
 """Problems of a cache made here: enough for 40 responses of the wanted length."""
 _FULL = {"responses": 16, "few": 3, "sampled": 8, "repeats": 3, "compared": 40, "positions": 16}
@@ -93,8 +94,9 @@ def main() -> None:
         "exactness": {},
     }
     with quiet_libraries(), Verifier() as verifier:
-        for dtype in (native, *({"bfloat16", "float32"} - {native})):
+        for dtype in sorted(_PRECISIONS, key=lambda name: name != native):
             parts = options.parts if dtype == native else options.parts & {"exactness"}
+            parts = parts if dtype in options.precisions else parts - {"exactness"}
             if parts:
                 say(f"{dtype}: loading")
                 case = load(options.cache, dtype, responses, size["positions"], verifier)
@@ -206,6 +208,13 @@ def _options() -> argparse.Namespace:
         )
     parser.add_argument(
         "--lengths", type=int, nargs="+", default=[40, 100, 200, 400], metavar="T", help="rows of the growth table"
+    )
+    parser.add_argument(
+        "--precisions",
+        nargs="+",
+        choices=_PRECISIONS,
+        default=_PRECISIONS,
+        help="those of the exactness part, which can be run one by one (default: both)",
     )
     options = parser.parse_args()
     options.parts = set(options.parts.split(",") if options.parts else _PARTS[:2] if options.quick else _PARTS)
