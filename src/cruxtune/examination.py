@@ -104,6 +104,25 @@ class Examination:
         return sum(weight * loss for weight, loss in zip(weights, losses, strict=True)), sum(weights)
 
 
+def examined(trainer: Any) -> dict[str, float]:
+    """Examine a trainer's model as it is, log what was found, and return it; the processes share the work."""
+    import torch
+
+    training, args = trainer.model.training, trainer.args
+    trainer.model.eval()
+    try:
+        sums = trainer.examination.tallies(trainer.model, slice(args.process_index, None, args.world_size))
+        if args.world_size > 1:
+            values = torch.tensor(list(sums.values()), dtype=torch.float64, device=args.device)
+            sums = dict(zip(sums, trainer.accelerator.reduce(values, "sum").tolist(), strict=True))
+        metrics: dict[str, float] = trainer.examination.metrics(sums)
+        trainer.log(dict(metrics))
+    finally:
+        trainer.model.train(training)
+    trainer.control = trainer.callback_handler.on_evaluate(args, trainer.state, trainer.control, metrics)
+    return metrics
+
+
 def draw_probe(entries: Sequence[Entry], number: int, seed: int) -> list[Entry]:
     """Return so many of the responses (all where there are fewer), drawn by seed, in their order."""
     places = random.Random(f"probe {seed}").sample(range(len(entries)), min(number, len(entries)))

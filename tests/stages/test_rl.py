@@ -1,0 +1,259 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cruxtune.errors import ConfigError, DataError
+from cruxtune.rl_settings import RlSettings
+from cruxtune.settings import build
+
+ROLLED = {"reward", "reward_std", "correct", "equal_rewards", "length", "truncated"}
+STEPPED = {"step", "epoch", "loss", "grad_norm", "learning_rate", "entropy", "clipped"}
+MEASURED = {"step", "eval_accuracy", "eval_entropy", "eval_kl", "eval_length", "eval_truncated"}
+
+
+def reinforced(world: Any, output: Path, **leaves: Any) -> dict[str, Any]:
+    """Reinforce the world's model for a few short steps in float64 unless told otherwise."""
+    from cruxtune.stages.rl import rl
+
+    given: dict[str, Any] = {
+        **{name: value for name, value in world.leaves.items() if name not in ("batch_size", "draft_length")},
+        "method": "grpo",
+        "output": output,
+        "generations": 4,
+        "batch_size": 8,
+        "micro_batch_size": 4,
+        "max_new_tokens": 12,
+        "learning_rate": 1e-3,
+        "steps": 4,
+        "validation": 4,
+        "evaluate_every": 2,
+    }
+    return rl(build(RlSettings, {**given, **leaves}))
+
+
+def log_of(output: Path) -> list[dict[str, Any]]:
+    """The entries of a training log."""
+    return [json.loads(line) for line in (output / "training_log.jsonl").read_text().splitlines()]
+
+
+def weights_of(path: Path) -> dict[str, Any]:
+    """The tensors that were saved in a directory."""
+    from safetensors.torch import load_file
+
+    return load_file(next(path.glob("*model.safetensors")))
+
+
+def test_a_run_learns_logs_and_accounts(world: Any, tmp_path: Path) -> None:
+    """Weights change; the log has every named measure; KL is 0 at the start and grows; the counts add up."""
+    import torch
+
+    manifest = reinforced(world, tmp_path / "out")
+    before, after = weights_of(world.model), weights_of(tmp_path / "out")
+    assert before.keys() == after.keys()
+    assert all(not torch.equal(before[name], after[name]) for name in before)
+    log = log_of(tmp_path / "out")
+    steps = {entry["step"]: entry for entry in log if "loss" in entry}
+    assert sorted(steps) == [1, 2, 3, 4]
+    # Each rollout is trained on twice.
+    assert all(steps[step].keys() == STEPPED | ROLLED for step in (1, 3))
+    assert all(steps[step].keys() == STEPPED for step in (2, 4))
+    assert steps[1]["clipped"] == 0
+    assert all(0 <= entry["clipped"] <= 1 and entry["entropy"] > 0 for entry in steps.values())
+    assert all(entry["reward"] == entry["correct"] for entry in steps.values() if "reward" in entry)
+    examined = [entry for entry in log if "eval_kl" in entry]
+    assert [entry["step"] for entry in examined] == [0, 2, 4]
+    assert all(entry.keys() == MEASURED for entry in examined)
+    assert examined[0]["eval_kl"] == 0
+    assert examined[1]["eval_kl"] > 1e-4
+    assert examined[2]["eval_kl"] > 1e-4
+    done = manifest["accounting"]
+    assert (done["steps"], done["rollouts"], done["verdicts"]) == (4, 16, 16)
+    assert done["tokens_trained"] == 2 * done["tokens_generated"]
+    assert done["tokens_generated"] == pytest.approx(8 * (steps[1]["length"] + steps[3]["length"]))
+    assert manifest["curves"]["eval_kl"] == {
+        "first": 0,
+        "first_step": 0,
+        "last": examined[2]["eval_kl"],
+        "last_step": 4,
+    }
+    assert manifest["facts"]["loss_type"] == "grpo"
+    assert manifest["generator"] == "transformers"
+    assert "reinforcement learning" in (tmp_path / "out" / "README.md").read_text()
+    assert not (tmp_path / "out" / "trainer").exists()
+
+
+def test_accuracy_at_the_start_is_that_of_evaluate(world: Any, tmp_path: Path) -> None:
+    """Validation at step 0 finds what `cruxtune evaluate` finds on the same problems, with the same prompts."""
+    from cruxtune.problems import ProblemSource, load_problems
+    from cruxtune.stage_settings import EvaluateSettings
+    from cruxtune.stages.evaluate import evaluate
+    from cruxtune.validation import draw
+
+    reinforced(world, tmp_path / "out", validation=8, steps=1)
+    drawn = draw(load_problems(ProblemSource(problems=str(world.problems), kind="custom")), 8, seed=0)
+    (tmp_path / "drawn.jsonl").write_text("".join(json.dumps(problem.to_row()) + "\n" for problem in drawn))
+    leaves = {"problems": str(tmp_path / "drawn.jsonl"), "max_new_tokens": 12}
+    found = evaluate(world.settings(EvaluateSettings, output=tmp_path / "eval", **leaves))["accounting"]
+    start = log_of(tmp_path / "out")[0]
+    assert start["eval_accuracy"] == found["correct_greedy"] / 8
+    assert start["eval_truncated"] == found["truncated"] / 8
+
+
+@pytest.mark.parametrize("template", ["chat", "plain"])
+def test_prompt_ids_are_those_of_respond(
+    template: str, world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What reaches `generate` are the renderer's ids, also for a tokenizer that puts a BOS before every text."""
+    from tokenizers.processors import TemplateProcessing
+    from transformers import AutoTokenizer
+
+    from cruxtune.models import load_tokenizer
+    from cruxtune.problems import ProblemSource, load_problems
+    from cruxtune.prompts import Renderer
+    from cruxtune.settings import ModelSettings, PromptSettings
+
+    tokenizer = AutoTokenizer.from_pretrained(world.model)
+    bos = tokenizer.convert_tokens_to_ids("<bos>")
+    tokenizer._tokenizer.post_processor = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", bos)])
+    tokenizer.chat_template = "{{ bos_token }}{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    tokenizer.save_pretrained(world.model)
+
+    seen: list[list[int]] = []
+    from transformers import LlamaForCausalLM
+
+    generate = LlamaForCausalLM.generate
+
+    def spy(self: Any, *args: Any, input_ids: Any, attention_mask: Any, **options: Any) -> Any:
+        rows = zip(input_ids.tolist(), attention_mask.tolist(), strict=True)
+        seen.extend([token for token, real in zip(ids, mask, strict=True) if real] for ids, mask in rows)
+        return generate(self, *args, input_ids=input_ids, attention_mask=attention_mask, **options)
+
+    monkeypatch.setattr(LlamaForCausalLM, "generate", spy)
+    reinforced(world, tmp_path / "out", steps=1, template=template)
+    renderer = Renderer(load_tokenizer(ModelSettings(model=str(world.model))), PromptSettings(template=template))
+    problems = load_problems(ProblemSource(problems=str(world.problems), kind="custom"))
+    wanted = {tuple(renderer.render(problem)) for problem in problems}
+    assert len(seen) == 8
+    assert {tuple(ids) for ids in seen} <= wanted
+    assert len({tuple(ids) for ids in seen}) == 2
+    # The template writes the BOS, and the tokenizer another: TRL's own way with text would double or drop one.
+    assert all(ids[0] == bos for ids in seen)
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """End a run when its so many-th step begins, as a crash would."""
+    from cruxtune.grpo import PolicyTrainer
+
+    training_step = PolicyTrainer.training_step
+
+    def failing(self: Any, *args: Any, **options: Any) -> Any:
+        if self.state.global_step == step:
+            raise KeyboardInterrupt
+        return training_step(self, *args, **options)
+
+    monkeypatch.setattr(PolicyTrainer, "training_step", failing)
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_goes_on(world: Any, tmp_path: Path) -> None:
+    """Cut off between rollouts, it ends with the weights of a whole run; amid them, it goes on at the right step."""
+    import torch
+
+    # An epoch is five batches of rollouts: the second one begins within these steps.
+    options: dict[str, Any] = {"steps": 12, "evaluate_every": 4, "trainer": {"save_steps": 4}}
+    reinforced(world, tmp_path / "whole", **options)
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(patch, 9)
+        with pytest.raises(KeyboardInterrupt):
+            reinforced(world, tmp_path / "cut", **options)
+    assert (tmp_path / "cut" / "trainer" / "checkpoint-8").is_dir()
+    manifest = reinforced(world, tmp_path / "cut", **options)
+    whole, cut = weights_of(tmp_path / "whole"), weights_of(tmp_path / "cut")
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+    assert log_of(tmp_path / "whole") == log_of(tmp_path / "cut")
+    assert manifest["accounting"]["rollouts"] == 48
+    assert manifest["accounting"]["tokens_trained"] == 2 * manifest["accounting"]["tokens_generated"]
+
+    options["trainer"] = {"save_steps": 5}
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(patch, 7)
+        with pytest.raises(KeyboardInterrupt):
+            reinforced(world, tmp_path / "amid", **options)
+    reinforced(world, tmp_path / "amid", **options)
+    rolled = [entry["step"] for entry in log_of(tmp_path / "amid") if "reward" in entry]
+    # The rollouts of step 5 were lost with the process, and new ones serve step 6.
+    assert rolled == [1, 3, 5, 6, 7, 9, 11]
+    steps = [entry["step"] for entry in log_of(tmp_path / "amid") if "loss" in entry]
+    assert steps == list(range(1, 13))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", ["new", "trained"])
+def test_adapters_are_trained(start: str, world: Any, tmp_path: Path) -> None:
+    """--lora trains a new adapter, and an adapter as --model is trained on; both load as --model."""
+    import torch
+
+    from cruxtune.models import load_model
+    from cruxtune.settings import ModelSettings
+
+    first = tmp_path / "first"
+    reinforced(world, first, lora=True, lora_rank=2, steps=2)
+    weights = weights_of(first)
+    assert any(value.any() for name, value in weights.items() if "lora_B" in name)
+    output = first
+    if start == "trained":
+        output = tmp_path / "second"
+        reinforced(world, output, model=str(first), steps=2)
+        again = weights_of(output)
+        assert again.keys() == weights.keys()
+        assert any(not torch.equal(again[name], weights[name]) for name in weights)
+        config = json.loads((output / "adapter_config.json").read_text())
+        assert config["base_model_name_or_path"] == str(world.model)
+        with pytest.raises(ConfigError, match="--lora would put a new adapter"):
+            reinforced(world, tmp_path / "third", model=str(first), lora=True)
+    model, _ = load_model(ModelSettings(model=str(output), dtype="float64"))
+    assert model.peft_config["default"].r == 2
+
+
+def test_a_run_that_learns_nothing_stops(world: Any, tmp_path: Path) -> None:
+    """Groups of equal rewards in so many steps end the run with advice; the weights stay, and it ends there again."""
+    (tmp_path / "judge_none.py").write_text("def judge(text, problem):\n    return False\n")
+    options = {"verifier": "judge_none:judge", "no_variance_steps": 3, "steps": 8}
+    advice = r"all equal in 3 steps in a row, up to step 3.*more --generations than 4.*checkpoint-3"
+    with pytest.raises(DataError, match=advice):
+        reinforced(world, tmp_path / "out", **options)
+    assert (tmp_path / "out" / "trainer" / "checkpoint-3" / "model.safetensors").exists()
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+    with pytest.raises(DataError, match="4 steps in a row, up to step 4"):
+        reinforced(world, tmp_path / "out", **options)
+
+
+@pytest.mark.parametrize(
+    ("leaves", "message"),
+    [
+        ({"batch_size": 64, "generations": 4, "micro_batch_size": 8}, "a step of rollouts takes 16 problems"),
+        ({"validation": 24}, "leaves none to train on"),
+        ({"max_new_tokens": 240}, "a step of rollouts takes 2 problems"),
+        ({"dtype": "bfloat16"}, "keeps no exact copy of the weights"),
+        ({"trainer": {"loss_typo": 1}}, "GRPOConfig refuses these fields"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(leaves: dict[str, Any], message: str, world: Any, tmp_path: Path) -> None:
+    """Too few problems for a batch, prompts beyond the context, coarse weights, unknown fields."""
+    with pytest.raises((ConfigError, DataError), match=message):
+        reinforced(world, tmp_path / "out", **leaves)
+
+
+def test_test_problems_are_refused(world: Any, tmp_path: Path) -> None:
+    """Test problems of a benchmark are neither trained nor validated on."""
+    rows = [{"id": f"gsm8k/test/{n}", "question": f"{n} + {n}?", "answer": str(2 * n)} for n in range(30)]
+    path = tmp_path / "tests.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match="--problems .*never trained on"):
+        reinforced(world, tmp_path / "out", problems=str(path))
+    with pytest.raises(DataError, match="--validation .*never trained on"):
+        reinforced(world, tmp_path / "out", validation=str(path))
