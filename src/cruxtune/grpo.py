@@ -177,7 +177,7 @@ def build_grpo(
         "steps_per_generation": accumulated * settings.rollout_steps,
         "max_completion_length": settings.decoding.max_new_tokens,
         "temperature": settings.temperature,
-        "gradient_checkpointing": device.startswith("cuda"),
+        "activation_checkpointing": device.startswith("cuda"),
         "use_vllm": uses_vllm,
         **settings.trainer,
     }

@@ -5,9 +5,10 @@ from __future__ import annotations
 import gc
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from cruxtune.benchmark_rows import refuse_test_problems
 from cruxtune.contamination import decontaminated
 from cruxtune.errors import ConfigError, DataError
 from cruxtune.problems import fingerprint, load_problems, split_problems, without_overlap
+from cruxtune.processes import count
 from cruxtune.progress import duration, stderr
 from cruxtune.recipe import Recipe, Step, plan, split_file
 from cruxtune.records import Problem
@@ -24,6 +26,7 @@ from cruxtune.stages.annotate import annotate
 from cruxtune.stages.compare import compare
 from cruxtune.stages.evaluate import evaluate
 from cruxtune.stages.respond import respond
+from cruxtune.stages.rl import rl
 from cruxtune.stages.select import select
 from cruxtune.stages.train import train
 from cruxtune.store import Workspace, write_atomic
@@ -34,9 +37,13 @@ STAGES: dict[str, Callable[[Any], dict[str, Any]]] = {
     "annotate": annotate,
     "select": select,
     "train": train,
+    "rl": rl,
     "evaluate": evaluate,
     "compare": compare,
 }
+
+_OF_SEVERAL = ("train", "rl")
+"""Stages that several processes may share."""
 
 
 @dataclass(frozen=True)
@@ -47,15 +54,20 @@ class Run:
     seconds: dict[str, float]
 
 
-def run(recipe: Recipe, *, limit: int | None = None, overwrite: bool = False) -> Run:
-    """Run every step of a recipe that is not finished.
+def run(recipe: Recipe, *, only: str | None = None, limit: int | None = None, overwrite: bool = False) -> Run:
+    """Run every step of a recipe that is not finished, or those alone whose names match the pattern `only`.
 
     `limit` caps the problems to respond to and to evaluate on (of each benchmark, too), for a trial.
 
     Raises:
-        CruxtuneError: as the stages do.
+        CruxtuneError: as the stages do; `only` matches no step, or one that is not for several processes.
     """
-    steps = plan(recipe, limit=limit, overwrite=overwrite)
+    steps = [step for step in plan(recipe, limit=limit, overwrite=overwrite) if fnmatch(step.name, only or "*")]
+    _check_steps(steps, only)
+    if count() > 1:
+        # What lies before was done by one process.
+        manifests = {step.name: STAGES[step.stage](step.settings) for step in steps}
+        return Run(manifests, {})
     manifests = {"problems": prepare_problems(recipe, limit=limit, overwrite=overwrite)}
     clock = _Clock(recipe, fresh=overwrite)
     for number, step in enumerate(steps, start=1):
@@ -65,6 +77,17 @@ def run(recipe: Recipe, *, limit: int | None = None, overwrite: bool = False) ->
         # A model that is no longer used must not stay beside the next one.
         gc.collect()
     return Run(manifests, clock.seconds)
+
+
+def _check_steps(steps: Sequence[Step], only: str | None) -> None:
+    if not steps:
+        raise ConfigError(f"--only {only} matches no step of the recipe; --dry-run lists them")
+    alone = [step.name for step in steps if step.stage not in _OF_SEVERAL]
+    if count() > 1 and alone:
+        raise ConfigError(
+            f"{count()} processes were started, and {alone[0]} is a step of one; name what takes several, as "
+            "--only 'train *' or --only 'rl *', and run the rest without the launcher"
+        )
 
 
 def prepare_problems(

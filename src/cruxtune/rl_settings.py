@@ -54,6 +54,7 @@ REFUSED_RL_FIELDS = {
     "eval_strategy": _MEASURED,
     "generation_batch_size": _BATCHES,
     "gradient_accumulation_steps": _BATCHES,
+    "gradient_checkpointing": "use activation_checkpointing, its new name",
     "greater_is_better": _MEASURED,
     "ignore_data_skip": "a resumed run would see other problems",
     "load_best_model_at_end": "the last weights are kept: what a validation chose would need another one to be judged",
@@ -94,9 +95,7 @@ class RlSettings(Settings):
     learning_rate: float = Field(1e-6, gt=0, description="Peak learning rate.")
     steps: int | None = Field(None, gt=0, description="Optimizer steps; by default what --epochs come to.")
     epochs: float = Field(1.0, gt=0, description="Passes over the problems, where --steps is not given.")
-    generations: int = Field(
-        8, description="Responses to each problem: a group, whose rewards are compared; 2 or more."
-    )
+    generations: int = Field(8, description="Responses to each problem, whose rewards are compared; 2 or more.")
     batch_size: int = Field(64, gt=0, description="Responses per optimizer step, over all devices.")
     micro_batch_size: int | None = Field(
         None,

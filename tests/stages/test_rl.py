@@ -12,7 +12,7 @@ from cruxtune.settings import build
 
 ROLLED = {"reward", "reward_std", "correct", "equal_rewards", "length", "truncated"}
 STEPPED = {"step", "epoch", "loss", "grad_norm", "learning_rate", "entropy", "clipped"}
-MEASURED = {"step", "eval_accuracy", "eval_entropy", "eval_kl", "eval_length", "eval_truncated"}
+MEASURED = {"step", "epoch", "eval_accuracy", "eval_entropy", "eval_kl", "eval_length", "eval_truncated"}
 
 
 def reinforced(world: Any, output: Path, **leaves: Any) -> dict[str, Any]:
@@ -163,19 +163,19 @@ def test_an_interrupted_run_goes_on(world: Any, tmp_path: Path) -> None:
     """Cut off between rollouts, it ends with the weights of a whole run; amid them, it goes on at the right step."""
     import torch
 
-    # An epoch is five batches of rollouts: the second one begins within these steps.
-    options: dict[str, Any] = {"steps": 12, "evaluate_every": 4, "trainer": {"save_steps": 4}}
+    # An epoch of 8 problems is 8 steps: the run is cut off in the second one, whose order is another.
+    options: dict[str, Any] = {"steps": 14, "validation": 16, "evaluate_every": 4, "trainer": {"save_steps": 10}}
     reinforced(world, tmp_path / "whole", **options)
     with pytest.MonkeyPatch.context() as patch:
-        stop_at(patch, 9)
+        stop_at(patch, 11)
         with pytest.raises(KeyboardInterrupt):
             reinforced(world, tmp_path / "cut", **options)
-    assert (tmp_path / "cut" / "trainer" / "checkpoint-8").is_dir()
+    assert (tmp_path / "cut" / "trainer" / "checkpoint-10").is_dir()
     manifest = reinforced(world, tmp_path / "cut", **options)
     whole, cut = weights_of(tmp_path / "whole"), weights_of(tmp_path / "cut")
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
     assert log_of(tmp_path / "whole") == log_of(tmp_path / "cut")
-    assert manifest["accounting"]["rollouts"] == 48
+    assert manifest["accounting"]["rollouts"] == 56
     assert manifest["accounting"]["tokens_trained"] == 2 * manifest["accounting"]["tokens_generated"]
 
     options["trainer"] = {"save_steps": 5}
@@ -186,9 +186,9 @@ def test_an_interrupted_run_goes_on(world: Any, tmp_path: Path) -> None:
     reinforced(world, tmp_path / "amid", **options)
     rolled = [entry["step"] for entry in log_of(tmp_path / "amid") if "reward" in entry]
     # The rollouts of step 5 were lost with the process, and new ones serve step 6.
-    assert rolled == [1, 3, 5, 6, 7, 9, 11]
+    assert rolled == [1, 3, 5, 6, 7, 9, 11, 13]
     steps = [entry["step"] for entry in log_of(tmp_path / "amid") if "loss" in entry]
-    assert steps == list(range(1, 13))
+    assert steps == list(range(1, 15))
 
 
 @pytest.mark.slow
@@ -235,7 +235,7 @@ def test_a_run_that_learns_nothing_stops(world: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("leaves", "message"),
     [
-        ({"batch_size": 64, "generations": 4, "micro_batch_size": 8}, "a step of rollouts takes 16 problems"),
+        ({"batch_size": 96, "micro_batch_size": 8}, "a step of rollouts takes 24 problems"),
         ({"validation": 24}, "leaves none to train on"),
         ({"max_new_tokens": 240}, "a step of rollouts takes 2 problems"),
         ({"dtype": "bfloat16"}, "keeps no exact copy of the weights"),
@@ -253,7 +253,7 @@ def test_test_problems_are_refused(world: Any, tmp_path: Path) -> None:
     rows = [{"id": f"gsm8k/test/{n}", "question": f"{n} + {n}?", "answer": str(2 * n)} for n in range(30)]
     path = tmp_path / "tests.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(DataError, match="--problems .*never trained on"):
+    with pytest.raises(DataError, match=r"--problems .*never trained on"):
         reinforced(world, tmp_path / "out", problems=str(path))
-    with pytest.raises(DataError, match="--validation .*never trained on"):
+    with pytest.raises(DataError, match=r"--validation .*never trained on"):
         reinforced(world, tmp_path / "out", validation=str(path))
