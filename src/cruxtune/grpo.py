@@ -60,7 +60,8 @@ class PolicyTrainer(GRPOTrainer):
         self.tokens_trained = 0
         """Response tokens in the loss of all steps so far, each time counted; a checkpoint's callbacks carry it."""
         self.tokens_computed = 0
-        """Tokens of prompts and responses in the forward passes of these steps, padding not counted; carried too."""
+        """Tokens put through the model to generate, for the rollouts' own log-probabilities and in the passes of all
+        steps so far, over all devices, padding included and validation not; carried likewise."""
         self.tokens_generated = 0
         """Response tokens of all rollouts so far, over all devices; carried likewise, as are the next two."""
         self.rollouts = 0
@@ -91,11 +92,16 @@ class PolicyTrainer(GRPOTrainer):
         self.rollouts += rewards.size(0)
         return rewards
 
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        rollouts: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        passes = 1 + ("old_per_token_logps" in rollouts)
+        self.tokens_computed += self._over_devices(passes * _size(rollouts))
+        return rollouts
+
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
         loss: torch.Tensor = super()._compute_loss(model, inputs)
-        trained = int(inputs["completion_mask"].sum())
-        self.tokens_trained += self._over_devices(trained)
-        self.tokens_computed += self._over_devices(trained + int(inputs["prompt_mask"].sum()))
+        self.tokens_trained += self._over_devices(int(inputs["completion_mask"].sum()))
+        self.tokens_computed += self._over_devices(_size(inputs))
         return loss
 
     def _over_devices(self, number: int) -> int:
@@ -103,6 +109,10 @@ class PolicyTrainer(GRPOTrainer):
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
         return _EpochSampler(super()._get_train_sampler(dataset), self.args.seed)
+
+
+def _size(batch: Mapping[str, torch.Tensor]) -> int:
+    return batch["prompt_ids"].numel() + batch["completion_ids"].numel()
 
 
 class _EpochSampler(RepeatSampler):

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -60,11 +59,11 @@ def run(recipe: Recipe, *, only: str | None = None, limit: int | None = None, ov
     `limit` caps the problems to respond to and to evaluate on (of each benchmark, too), for a trial.
 
     Raises:
-        CruxtuneError: as the stages do; `only` matches no step, or one that is not for several processes.
+        CruxtuneError: as the stages do; `only` matches no step, or there are several processes for a step of one.
     """
-    steps = [step for step in plan(recipe, limit=limit, overwrite=overwrite) if fnmatch(step.name, only or "*")]
-    _check_steps(steps, only)
+    steps = plan(recipe, only=only, limit=limit, overwrite=overwrite)
     if count() > 1:
+        _check_steps(steps)
         # What lies before was done by one process.
         manifests = {step.name: STAGES[step.stage](step.settings) for step in steps}
         return Run(manifests, {})
@@ -79,13 +78,11 @@ def run(recipe: Recipe, *, only: str | None = None, limit: int | None = None, ov
     return Run(manifests, clock.seconds)
 
 
-def _check_steps(steps: Sequence[Step], only: str | None) -> None:
-    if not steps:
-        raise ConfigError(f"--only {only} matches no step of the recipe; --dry-run lists them")
+def _check_steps(steps: Sequence[Step]) -> None:
     alone = [step.name for step in steps if step.stage not in _OF_SEVERAL]
-    if count() > 1 and alone:
+    if alone:
         raise ConfigError(
-            f"{count()} processes were started, and {alone[0]} is a step of one; name what takes several, as "
+            f"{count()} processes were started, and {alone[0]} is a step of one; name what takes several, as in "
             "--only 'train *' or --only 'rl *', and run the rest without the launcher"
         )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -156,11 +157,13 @@ def read_recipe(path: Path, overrides: Mapping[str, Any]) -> Recipe:
         raise ConfigError(f"the recipe {path}: {explain(error, '')}{_hint(content)}") from error
 
 
-def plan(recipe: Recipe, *, limit: int | None = None, overwrite: bool = False) -> list[Step]:
+def plan(recipe: Recipe, *, only: str | None = None, limit: int | None = None, overwrite: bool = False) -> list[Step]:
     """Return the steps of a recipe in order, with the settings of each; `limit` caps the problems of each benchmark.
 
+    With `only`, those whose names match this pattern.
+
     Raises:
-        ConfigError: a section has wrong keys or values; all sections' errors are listed.
+        ConfigError: a section has wrong keys or values (all sections' errors are listed), or no step matches.
     """
     root = recipe.output
     errors: list[str] = []
@@ -254,7 +257,10 @@ def plan(recipe: Recipe, *, limit: int | None = None, overwrite: bool = False) -
     for title, (parent, output) in places.items():
         evaluations = {name: [parent / name] for name in names}
         steps.append(Step(title, "compare", CompareSettings(evaluations=evaluations, output=output, seed=recipe.seed)))
-    return steps
+    matching = [step for step in steps if fnmatch(step.name, only or "*")]
+    if not matching:
+        raise ConfigError(f"--only {only} matches no step; they are {', '.join(step.name for step in steps)}")
+    return matching
 
 
 def _trained(start: Mapping[str, Any], root: Path, name: str) -> dict[str, Any]:

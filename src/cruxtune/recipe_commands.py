@@ -115,7 +115,7 @@ def _run(
     only: str | None = None,
 ) -> None:
     recipe = read_recipe(path, overrides)
-    steps = plan(recipe, limit=limit, overwrite=overwrite)
+    steps = plan(recipe, only=only, limit=limit, overwrite=overwrite)
     if dry_run:
         splits = ", ".join(str(split_file(recipe.output, name)) for name in ("coldstart", "train", "heldout"))
         typer.echo(f"# problems → {splits}")

@@ -73,6 +73,8 @@ def test_a_run_learns_logs_and_accounts(world: Any, tmp_path: Path) -> None:
     done = manifest["accounting"]
     assert (done["steps"], done["rollouts"], done["verdicts"]) == (4, 16, 16)
     assert done["tokens_trained"] == 2 * done["tokens_generated"]
+    # To generate, to compare with, and twice to train; the shortest prompt has 24 bytes or more, and there is padding.
+    assert done["tokens_computed"] > 4 * (done["tokens_generated"] + 16 * 24)
     assert done["tokens_generated"] == pytest.approx(8 * (steps[1]["length"] + steps[3]["length"]))
     assert manifest["curves"]["eval_kl"] == {
         "first": 0,
