@@ -119,7 +119,7 @@ def test_a_users_error_is_told_once(tmp_path: Path) -> None:
     for variables, arguments, told in (
         ({**LAUNCHED, "RANK": "0", "LOCAL_RANK": "0"}, "train --selection nowhere --output out", "error: --selection"),
         (LAUNCHED, "train --selection nowhere --output out", ""),
-        ({**LAUNCHED, "LOCAL_RANK": "0"}, f"run {SMALL}", "error: 2 processes were started, and coldstart"),
+        ({**LAUNCHED, "LOCAL_RANK": "0"}, f"run {SMALL}", "error: 2 processes were started, and respond is"),
         ({**LAUNCHED, "LOCAL_RANK": "0"}, "select --dry-run", "error: cruxtune select is one process, and 2 were"),
     ):
         command = [sys.executable, "-m", "cruxtune", *arguments.split()]

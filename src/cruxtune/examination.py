@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from cruxtune.chosen import Entry
 from cruxtune.engines.base import Decoding
 from cruxtune.engines.plain import PlainEngine
@@ -106,8 +108,6 @@ class Examination:
 
 def examined(trainer: Any) -> dict[str, float]:
     """Examine a trainer's model as it is, log what was found, and return it; the processes share the work."""
-    import torch
-
     training, args = trainer.model.training, trainer.args
     trainer.model.eval()
     try:

@@ -195,6 +195,9 @@ def build_grpo(
         # vLLM reads the checkpoint's own ids, which need not be all.
         given = options.get("generation_kwargs") or {}
         options["generation_kwargs"] = {"stop_token_ids": sorted(eos_ids), **given}
+        # Room for the whole context of the model may be more than there is.
+        longest = max(map(len, prompts.values())) + settings.decoding.max_new_tokens
+        options.setdefault("vllm_max_model_length", longest)
     config = make_config(GRPOConfig, options, settings.trainer)
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     inner.generation_config = GenerationConfig(eos_token_id=sorted(eos_ids))

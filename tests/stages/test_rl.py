@@ -1,14 +1,21 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cruxtune.errors import ConfigError, DataError
+from cruxtune.models import Location
 from cruxtune.rl_settings import RlSettings
 from cruxtune.settings import build
+from cruxtune.store import read_manifest
+
+ROOT = Path(__file__).parents[2]
 
 ROLLED = {"reward", "reward_std", "correct", "equal_rewards", "length", "truncated"}
 STEPPED = {"step", "epoch", "loss", "grad_norm", "learning_rate", "entropy", "clipped"}
@@ -86,6 +93,19 @@ def test_a_run_learns_logs_and_accounts(world: Any, tmp_path: Path) -> None:
     assert manifest["generator"] == "transformers"
     assert "reinforcement learning" in (tmp_path / "out" / "README.md").read_text()
     assert not (tmp_path / "out" / "trainer").exists()
+
+
+@pytest.mark.slow
+def test_what_is_rewarded_becomes_more_frequent(world: Any, tmp_path: Path) -> None:
+    """A reward that one token decides is learned within a few steps, and greedy answers earn it, too."""
+    (tmp_path / "judge_first.py").write_text("def judge(text, problem):\n    return ord((text or '~')[0]) % 2 == 0\n")
+    options = {"steps": 16, "batch_size": 16, "micro_batch_size": 16, "learning_rate": 3e-3, "max_new_tokens": 2}
+    reinforced(world, tmp_path / "out", verifier="judge_first:judge", evaluate_every=16, **options)
+    log = log_of(tmp_path / "out")
+    rewards = [entry["reward"] for entry in log if "reward" in entry]
+    assert len(rewards) == 8
+    assert sum(rewards[-2:]) / 2 > sum(rewards[:2]) / 2 + 0.2
+    assert log[-1]["eval_accuracy"] > log[0]["eval_accuracy"]
 
 
 def test_accuracy_at_the_start_is_that_of_evaluate(world: Any, tmp_path: Path) -> None:
@@ -222,16 +242,20 @@ def test_adapters_are_trained(start: str, world: Any, tmp_path: Path) -> None:
 
 
 def test_a_run_that_learns_nothing_stops(world: Any, tmp_path: Path) -> None:
-    """Groups of equal rewards in so many steps end the run with advice; the weights stay, and it ends there again."""
+    """Groups of equal rewards in so many steps end the run with advice; its weights stay, and more patience goes on."""
     (tmp_path / "judge_none.py").write_text("def judge(text, problem):\n    return False\n")
-    options = {"verifier": "judge_none:judge", "no_variance_steps": 3, "steps": 8}
+    options = {"verifier": "judge_none:judge", "steps": 6}
     advice = r"all equal in 3 steps in a row, up to step 3.*more --generations than 4.*checkpoint-3"
     with pytest.raises(DataError, match=advice):
-        reinforced(world, tmp_path / "out", **options)
+        reinforced(world, tmp_path / "out", no_variance_steps=3, **options)
     assert (tmp_path / "out" / "trainer" / "checkpoint-3" / "model.safetensors").exists()
     assert not (tmp_path / "out" / "model.safetensors").exists()
     with pytest.raises(DataError, match="4 steps in a row, up to step 4"):
-        reinforced(world, tmp_path / "out", **options)
+        reinforced(world, tmp_path / "out", no_variance_steps=3, **options)
+    manifest = reinforced(world, tmp_path / "out", no_variance_steps=9, **options)
+    assert manifest["accounting"]["steps"] == 6
+    assert manifest["curves"]["equal_rewards"]["last"] == 1
+    assert manifest["curves"]["eval_kl"]["last"] == 0
 
 
 @pytest.mark.parametrize(
@@ -248,6 +272,45 @@ def test_what_cannot_be_trained_is_refused(leaves: dict[str, Any], message: str,
     """Too few problems for a batch, prompts beyond the context, coarse weights, unknown fields."""
     with pytest.raises((ConfigError, DataError), match=message):
         reinforced(world, tmp_path / "out", **leaves)
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_model(world: Any, tmp_path: Path) -> None:
+    """`accelerate launch … -m cruxtune rl`: the first alone writes and prints, groups lie across both."""
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
+    flags = (
+        f"rl --method grpo --model {world.model} --problems {world.problems} --kind custom --verifier judge_even:judge "
+        "--device cpu --dtype float64 --max-new-tokens 8 --generations 4 --batch-size 4 --steps 2 --validation 5 "
+        f"--learning-rate 1e-3 --output {tmp_path / 'two'}"
+    )
+    command = [*launcher, str(ROOT / "recipes" / "accelerate" / "cpu-2.yaml"), "-m", "cruxtune", *flags.split()]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(tmp_path)])}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [str(tmp_path / "two")]
+    counts = read_manifest(tmp_path / "two")["accounting"]
+    assert (counts["processes"], counts["rollouts"], counts["verdicts"]) == (2, 4, 4)
+    assert counts["tokens_trained"] == 2 * counts["tokens_generated"]
+    log = log_of(tmp_path / "two")
+    # Two rollouts of the one group are on each process: that all four are compared shows in shares of a quarter.
+    assert log[1]["reward"] in (0, 0.25, 0.5, 0.75, 1)
+    assert log[1]["length"] == counts["tokens_generated"] / 4
+    measured = [entry["eval_kl"] for entry in log if "eval_kl" in entry]
+    assert measured[0] == 0
+    assert (measured[-1] > 0) == (log[1]["equal_rewards"] < 1)
+
+
+def test_vllm_generates_where_it_can(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU, where it is installed, and for models that it reads."""
+    from cruxtune.grpo import can_use_vllm
+
+    asked = world.settings(RlSettings, method="grpo", output=world.root / "out", batch_size=8)
+    assert not can_use_vllm(asked, "cuda")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name == "vllm")
+    assert can_use_vllm(asked, "cuda:0")
+    assert not can_use_vllm(asked, "cpu")
+    monkeypatch.setattr("cruxtune.grpo.locate", lambda _: Location("somewhere", gguf="weights.gguf"))
+    assert not can_use_vllm(asked, "cuda")
 
 
 def test_test_problems_are_refused(world: Any, tmp_path: Path) -> None:

@@ -63,8 +63,8 @@ def rl(settings: RlSettings) -> dict[str, Any]:
         problems=problems_fingerprint(problems),
         validation=problems_fingerprint(held.problems),
     )
-    # Where the result goes besides is no part of what it is.
-    for name in (*HubSettings.model_fields, "validation_source"):
+    # Where the result goes besides, and when to give up, are no part of what it is.
+    for name in (*HubSettings.model_fields, "validation_source", "no_variance_steps"):
         identity.pop(name)
     problems = [problem for problem in problems if problem.id not in held.left_out]
     device = pick_device(settings.model.device)
