@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,14 @@ import pytest
 
 from cruxtune.errors import ConfigError, DataError
 from cruxtune.models import Location
+from cruxtune.problems import ProblemSource, load_problems
+from cruxtune.records import Problem
 from cruxtune.rl_settings import RlSettings
 from cruxtune.settings import build
-from cruxtune.store import read_manifest
+from cruxtune.stage_settings import EvaluateSettings
+from cruxtune.stages.evaluate import evaluate
+from cruxtune.store import read_manifest, read_rows
+from cruxtune.validation import draw
 
 ROOT = Path(__file__).parents[2]
 
@@ -54,22 +60,39 @@ def weights_of(path: Path) -> dict[str, Any]:
     return load_file(next(path.glob("*model.safetensors")))
 
 
-def test_a_run_learns_logs_and_accounts(world: Any, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def learned(make_world: Callable[[Path], Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, dict[str, Any]]:
+    """A world, and the manifest of a run in its directory `out`."""
+    world = make_world(tmp_path_factory.mktemp("learned"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(world.root)
+        return world, reinforced(world, world.root / "out", validation=8)
+
+
+def held_back(world: Any) -> list[Problem]:
+    """The problems that such a run validates on."""
+    return draw(load_problems(ProblemSource(problems=str(world.problems), kind="custom")), 8, seed=0)
+
+
+def test_a_run_learns_logs_and_accounts(learned: tuple[Any, dict[str, Any]]) -> None:
     """Weights change; the log has every named measure; KL is 0 at the start and grows; the counts add up."""
     import torch
 
-    manifest = reinforced(world, tmp_path / "out")
-    before, after = weights_of(world.model), weights_of(tmp_path / "out")
+    world, manifest = learned
+    output = world.root / "out"
+    before, after = weights_of(world.model), weights_of(output)
     assert before.keys() == after.keys()
     assert all(not torch.equal(before[name], after[name]) for name in before)
-    log = log_of(tmp_path / "out")
+    log = log_of(output)
     steps = {entry["step"]: entry for entry in log if "loss" in entry}
     assert sorted(steps) == [1, 2, 3, 4]
     # Each rollout is trained on twice.
     assert all(steps[step].keys() == STEPPED | ROLLED for step in (1, 3))
     assert all(steps[step].keys() == STEPPED for step in (2, 4))
-    assert steps[1]["clipped"] == 0
-    assert all(0 <= entry["clipped"] <= 1 and entry["entropy"] > 0 for entry in steps.values())
+    # Before the first step on a rollout every ratio is 1.
+    assert steps[1]["clipped"] == steps[3]["clipped"] == 0
+    assert all(0 < steps[step]["clipped"] <= 1 for step in (2, 4))
+    assert all(entry["entropy"] > 0 for entry in steps.values())
     assert all(entry["reward"] == entry["correct"] for entry in steps.values() if "reward" in entry)
     examined = [entry for entry in log if "eval_kl" in entry]
     assert [entry["step"] for entry in examined] == [0, 2, 4]
@@ -80,19 +103,74 @@ def test_a_run_learns_logs_and_accounts(world: Any, tmp_path: Path) -> None:
     done = manifest["accounting"]
     assert (done["steps"], done["rollouts"], done["verdicts"]) == (4, 16, 16)
     assert done["tokens_trained"] == 2 * done["tokens_generated"]
+    assert done["tokens_generated"] == pytest.approx(8 * (steps[1]["length"] + steps[3]["length"]))
     # To generate, to compare with, and twice to train; the shortest prompt has 24 bytes or more, and there is padding.
     assert done["tokens_computed"] > 4 * (done["tokens_generated"] + 16 * 24)
-    assert done["tokens_generated"] == pytest.approx(8 * (steps[1]["length"] + steps[3]["length"]))
-    assert manifest["curves"]["eval_kl"] == {
-        "first": 0,
-        "first_step": 0,
-        "last": examined[2]["eval_kl"],
-        "last_step": 4,
-    }
+    last = examined[2]["eval_kl"]
+    assert manifest["curves"]["eval_kl"] == {"first": 0, "first_step": 0, "last": last, "last_step": 4}
     assert manifest["facts"]["loss_type"] == "grpo"
     assert manifest["generator"] == "transformers"
-    assert "reinforcement learning" in (tmp_path / "out" / "README.md").read_text()
-    assert not (tmp_path / "out" / "trainer").exists()
+    assert "reinforcement learning" in (output / "README.md").read_text()
+    assert not (output / "trainer").exists()
+
+
+def test_the_start_is_measured_as_by_evaluate(
+    learned: tuple[Any, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At step 0 there is what `cruxtune evaluate` finds on the same problems, with the same prompts."""
+    world, _ = learned
+    monkeypatch.chdir(world.root)
+    rows = [problem.to_row() for problem in held_back(world)]
+    (tmp_path / "held.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    leaves = {"problems": str(tmp_path / "held.jsonl"), "max_new_tokens": 12}
+    evaluate(world.settings(EvaluateSettings, output=tmp_path / "eval", **leaves))
+    answers = list(read_rows(tmp_path / "eval"))
+    tokens = sum(answer["length"] for answer in answers)
+    start = log_of(world.root / "out")[0]
+    assert start["eval_accuracy"] == sum(answer["correct"] for answer in answers) / 8
+    assert start["eval_truncated"] == sum(answer["finish_reason"] == "length" for answer in answers) / 8
+    assert start["eval_length"] == tokens / 8
+    summed = sum(answer["entropy"] * answer["length"] for answer in answers)
+    assert start["eval_entropy"] == pytest.approx(summed / tokens, rel=1e-5)
+
+
+def test_the_kl_is_that_of_its_definition(learned: tuple[Any, dict[str, Any]]) -> None:
+    """The last one is the mean of r − 1 − log r over samples of the start, by transformers alone."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from cruxtune.engines.base import Decoding
+    from cruxtune.engines.sampling import seed_of
+    from cruxtune.models import load_policy
+    from cruxtune.settings import EngineSettings, ModelSettings, PromptSettings
+
+    world, _ = learned
+    policy = load_policy(ModelSettings(model=str(world.model), dtype="float64"), PromptSettings(), EngineSettings())
+    problems = held_back(world)
+    prompts = [policy.renderer.render(problem) for problem in problems]
+    seeds = [seed_of(0, problem.id, 1) for problem in problems]
+    sampled = policy.engine.generate(prompts, max_new_tokens=12, decoding=Decoding(temperature=1.0), seeds=seeds)
+    models = [
+        AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64) for path in (world.model, world.root / "out")
+    ]
+    terms = []
+    for prompt, answer in zip(prompts, sampled, strict=True):
+        ids = torch.tensor([prompt + answer.ids])
+        with torch.no_grad():
+            logits = [model(ids).logits[0, len(prompt) - 1 : -1] for model in models]
+        start, now = (one.log_softmax(-1).gather(1, torch.tensor(answer.ids)[:, None]) for one in logits)
+        terms.append(((now - start).exp() - 1 - (now - start)).flatten())
+    assert log_of(world.root / "out")[-1]["eval_kl"] == pytest.approx(torch.cat(terms).mean().item(), rel=1e-4)
+
+
+def test_rollouts_may_serve_several_steps(world: Any, tmp_path: Path) -> None:
+    """With --rollout-steps 2 they are made for two steps, each of which trains on its half."""
+    manifest = reinforced(world, tmp_path / "out", rollout_steps=2, iterations=1, steps=2, loss="dapo")
+    steps = [entry for entry in log_of(tmp_path / "out") if "loss" in entry]
+    assert ["reward" in entry for entry in steps] == [True, False]
+    assert steps[0]["clipped"] == 0 < steps[1]["clipped"]
+    done = manifest["accounting"]
+    assert (done["rollouts"], done["tokens_trained"]) == (16, done["tokens_generated"])
 
 
 @pytest.mark.slow
@@ -106,23 +184,6 @@ def test_what_is_rewarded_becomes_more_frequent(world: Any, tmp_path: Path) -> N
     assert len(rewards) == 8
     assert sum(rewards[-2:]) / 2 > sum(rewards[:2]) / 2 + 0.2
     assert log[-1]["eval_accuracy"] > log[0]["eval_accuracy"]
-
-
-def test_accuracy_at_the_start_is_that_of_evaluate(world: Any, tmp_path: Path) -> None:
-    """Validation at step 0 finds what `cruxtune evaluate` finds on the same problems, with the same prompts."""
-    from cruxtune.problems import ProblemSource, load_problems
-    from cruxtune.stage_settings import EvaluateSettings
-    from cruxtune.stages.evaluate import evaluate
-    from cruxtune.validation import draw
-
-    reinforced(world, tmp_path / "out", validation=8, steps=1)
-    drawn = draw(load_problems(ProblemSource(problems=str(world.problems), kind="custom")), 8, seed=0)
-    (tmp_path / "drawn.jsonl").write_text("".join(json.dumps(problem.to_row()) + "\n" for problem in drawn))
-    leaves = {"problems": str(tmp_path / "drawn.jsonl"), "max_new_tokens": 12}
-    found = evaluate(world.settings(EvaluateSettings, output=tmp_path / "eval", **leaves))["accounting"]
-    start = log_of(tmp_path / "out")[0]
-    assert start["eval_accuracy"] == found["correct_greedy"] / 8
-    assert start["eval_truncated"] == found["truncated"] / 8
 
 
 @pytest.mark.parametrize("template", ["chat", "plain"])
