@@ -305,16 +305,14 @@ def test_adapters_are_trained(start: str, world: Any, tmp_path: Path) -> None:
 def test_a_run_that_learns_nothing_stops(world: Any, tmp_path: Path) -> None:
     """Groups of equal rewards in so many steps end the run with advice; its weights stay, and more patience goes on."""
     (tmp_path / "judge_none.py").write_text("def judge(text, problem):\n    return False\n")
-    options = {"verifier": "judge_none:judge", "steps": 6}
-    advice = r"all equal in 3 steps in a row, up to step 3.*more --generations than 4.*checkpoint-3"
+    options = {"verifier": "judge_none:judge", "steps": 3, "evaluate_every": 3}
+    advice = r"all equal in 2 steps in a row, up to step 2.*more --generations than 4.*checkpoint-2"
     with pytest.raises(DataError, match=advice):
-        reinforced(world, tmp_path / "out", no_variance_steps=3, **options)
-    assert (tmp_path / "out" / "trainer" / "checkpoint-3" / "model.safetensors").exists()
+        reinforced(world, tmp_path / "out", no_variance_steps=2, **options)
+    assert (tmp_path / "out" / "trainer" / "checkpoint-2" / "model.safetensors").exists()
     assert not (tmp_path / "out" / "model.safetensors").exists()
-    with pytest.raises(DataError, match="4 steps in a row, up to step 4"):
-        reinforced(world, tmp_path / "out", no_variance_steps=3, **options)
     manifest = reinforced(world, tmp_path / "out", no_variance_steps=9, **options)
-    assert manifest["accounting"]["steps"] == 6
+    assert manifest["accounting"]["steps"] == 3
     assert manifest["curves"]["equal_rewards"]["last"] == 1
     assert manifest["curves"]["eval_kl"]["last"] == 0
 
