@@ -98,3 +98,12 @@ def test_the_base_is_followed_through_cold_starts(tmp_path: Path) -> None:
     assert lineage(ModelSettings(model=str(tmp_path / "plain"))) == (["plain"], None)
     name = "HuggingFaceTB/SmolLM2-135M-Instruct"
     assert lineage(ModelSettings(model="embedded")) == ([name], name)
+
+
+def test_the_tables_of_the_card_are_tables(tmp_path: Path) -> None:
+    """No blank line stands between the rows of a table, which would end it."""
+    write_card(tmp_path, manifest(), ModelSettings(model="org/model"), "annotations")
+    text = (tmp_path / "README.md").read_text()
+    assert "| --- | --- |\n| annotations | `annotations` |\n| fingerprint |" in text
+    assert "|\n\n|" not in text
+    assert "|\n\n## Settings\n" in text

@@ -11,12 +11,24 @@ from typing import Any
 import pytest
 
 from cruxtune.errors import ConfigError
-from cruxtune.processes import agreed, count, from_first, index, refuse_layouts, sharding, share_batch, speaks
+from cruxtune.processes import (
+    agreed,
+    count,
+    from_first,
+    index,
+    refuse_layouts,
+    refuse_spreading,
+    sharding,
+    share_batch,
+    speaks,
+)
+from cruxtune.rl_settings import RlSettings
 from cruxtune.settings import build
 from cruxtune.stage_settings import TrainSettings
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "recipes" / "accelerate").glob("*.yaml"))
+SMALL = ROOT / "recipes" / "small.yaml"
 LAUNCHED = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}
 
 
@@ -107,6 +119,7 @@ def test_a_users_error_is_told_once(tmp_path: Path) -> None:
     for variables, arguments, told in (
         ({**LAUNCHED, "RANK": "0", "LOCAL_RANK": "0"}, "train --selection nowhere --output out", "error: --selection"),
         (LAUNCHED, "train --selection nowhere --output out", ""),
+        ({**LAUNCHED, "LOCAL_RANK": "0"}, f"run {SMALL}", "error: 2 processes were started, and respond is"),
         ({**LAUNCHED, "LOCAL_RANK": "0"}, "select --dry-run", "error: cruxtune select is one process, and 2 were"),
     ):
         command = [sys.executable, "-m", "cruxtune", *arguments.split()]
@@ -118,6 +131,18 @@ def test_a_users_error_is_told_once(tmp_path: Path) -> None:
         assert done.stdout == ""
         assert done.stderr.startswith(told)
         assert len(done.stderr.splitlines()) == bool(told)
+
+
+def test_reinforcement_takes_whole_models_only(environment: pytest.MonkeyPatch) -> None:
+    """Weights that a launcher would spread, and batches that do not share out, are refused."""
+    asked = build(RlSettings, {"method": "grpo", "model": "m", "problems": "p.jsonl", "output": "out"})
+    refuse_spreading(asked)
+    environment.setenv("WORLD_SIZE", "3")
+    with pytest.raises(ConfigError, match="--batch-size 64 is that of a step over all processes, and 3 processes"):
+        refuse_spreading(asked)
+    environment.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ConfigError, match=r"which FSDP does not allow; use recipes/accelerate/ddp\.yaml"):
+        refuse_spreading(asked)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

@@ -419,6 +419,45 @@ def test_a_model_cannot_be_called_start(tmp_path: Path) -> None:
         plan(recipe)
 
 
+def test_a_recipe_reinforces_what_it_trained(tmp_path: Path) -> None:
+    """A step of `rl` starts from a model of the recipe, on its problems and terms, and is evaluated and compared."""
+    sections = {"train": {"cft": {"method": "cft"}}, "rl": {"a": {"from": "cft", "steps": 3}, "b": {}}}
+    recipe = read_recipe(recipe_file(tmp_path, decoding={"max_new_tokens": 99}, **sections), {})
+    steps: dict[str, Any] = {step.name: step for step in plan(recipe)}
+    root = recipe.output / "models"
+    first, second = steps["rl a"].settings, steps["rl b"].settings
+    assert (steps["rl a"].stage, first.steps, first.decoding.max_new_tokens) == ("rl", 3, 99)
+    assert (first.model.model, first.output.output) == (str(root / "cft"), root / "a")
+    assert second.model == recipe.model
+    assert first.problems == steps["respond"].settings.problems
+    assert steps["evaluate a"].settings.model.model == str(root / "a")
+    assert list(steps["compare"].settings.evaluations) == ["start", "cft", "a", "b"]
+    assert [step.name for step in plan(recipe, only="rl *")] == ["rl a", "rl b"]
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"a": {"from": "sft"}}, r"rl\.a\.from: 'sft' is neither start nor a name in train"),
+        ({"start": {}}, r"rl\.start: this name is taken"),
+        ({"cft": {}}, r"rl\.cft: this name is one of train, too"),
+        ({"a": {"generations": 1}}, r"rl\.a: generations 1"),
+        ({"a": {"trainer": {"num_generations": 2}}}, r"num_generations is refused: use --generations"),
+    ],
+)
+def test_wrong_sections_of_reinforcement_are_explained(section: dict[str, Any], message: str, tmp_path: Path) -> None:
+    """Unknown starts, names that are taken, and what cannot learn are told before any work."""
+    recipe = read_recipe(recipe_file(tmp_path, train={"cft": {"method": "cft"}}, rl=section), {})
+    with pytest.raises(ConfigError, match=message):
+        plan(recipe)
+
+
+def test_a_pattern_that_matches_no_step_is_told(tmp_path: Path) -> None:
+    """The error lists the steps that there are."""
+    with pytest.raises(ConfigError, match="--only rl matches no step; they are respond, annotate, "):
+        plan(read_recipe(recipe_file(tmp_path), {}), only="rl")
+
+
 def test_splits_that_are_missing_are_told_before_any_work(tmp_path: Path) -> None:
     """A cold start without problems for it, and no way to held-out problems, are errors that name the key."""
     from cruxtune.pipeline import split

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from cruxtune.problems import ProblemSource, load_problems, split_problems
     from cruxtune.recipe import Recipe, read_recipe
     from cruxtune.records import Annotation, Evaluation, JointSet, Problem, Response, Rollout, Selection, Verdict
+    from cruxtune.rl_settings import RlSettings
     from cruxtune.settings import build
     from cruxtune.stage_settings import (
         AnnotateSettings,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from cruxtune.stages.grade import grade
     from cruxtune.stages.inspect import inspect
     from cruxtune.stages.respond import respond
+    from cruxtune.stages.rl import rl
     from cruxtune.stages.select import select
     from cruxtune.stages.train import train
     from cruxtune.suite import evaluate_benchmarks
@@ -55,6 +57,7 @@ _HOMES = {
         "Selection",
         "Verdict",
     ),
+    "cruxtune.rl_settings": ("RlSettings",),
     "cruxtune.settings": ("build",),
     "cruxtune.stage_settings": (
         "AnnotateSettings",
@@ -72,6 +75,7 @@ _HOMES = {
     "cruxtune.stages.grade": ("grade",),
     "cruxtune.stages.inspect": ("inspect",),
     "cruxtune.stages.respond": ("respond",),
+    "cruxtune.stages.rl": ("rl",),
     "cruxtune.stages.select": ("select",),
     "cruxtune.stages.train": ("train",),
     "cruxtune.suite": ("evaluate_benchmarks",),
@@ -95,6 +99,7 @@ __all__ = [
     "Recipe",
     "RespondSettings",
     "Response",
+    "RlSettings",
     "Rollout",
     "SelectSettings",
     "Selection",
@@ -112,6 +117,7 @@ __all__ = [
     "load_problems",
     "read_recipe",
     "respond",
+    "rl",
     "run",
     "select",
     "split_problems",

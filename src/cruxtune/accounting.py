@@ -13,6 +13,7 @@ from typing import Any
 
 from cruxtune.engines.base import Engine
 from cruxtune.records import Verdict
+from cruxtune.store import Workspace
 from cruxtune.verifiers import FALLBACK_REASONS
 
 
@@ -42,13 +43,37 @@ class Meter:
         return {
             "seconds": round(time.monotonic() - self._started, 3),
             **used,
-            "verdicts": self._verdicts.total(),
-            "verdicts_by_fallback": sum(self._verdicts[reason] for reason in FALLBACK_REASONS),
-            "verdicts_timed_out": self._verdicts["time-out"],
-            "verdicts_out_of_memory": self._verdicts["memory"],
-            "verdicts_crashed": self._verdicts["crash"],
+            **count_verdicts(self._verdicts),
             **self._more,
         }
+
+
+def count_verdicts(reasons: Counter[str]) -> dict[str, int]:
+    """Return the counts of verdicts that manifests have, from those by their reasons."""
+    return {
+        "verdicts": reasons.total(),
+        "verdicts_by_fallback": sum(reasons[reason] for reason in FALLBACK_REASONS),
+        "verdicts_timed_out": reasons["time-out"],
+        "verdicts_out_of_memory": reasons["memory"],
+        "verdicts_crashed": reasons["crash"],
+    }
+
+
+class WorkClock:
+    """Seconds of work that lasted: what a crash undid is not counted, what was checkpointed is."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        self._workspace = workspace
+        self._before = workspace.manifest.get("seconds_before", 0.0)
+        self._started = time.monotonic()
+
+    def read(self) -> float:
+        """Return the seconds so far."""
+        return round(self._before + time.monotonic() - self._started, 3)
+
+    def save(self) -> None:
+        """Keep the seconds so far with the checkpoint that they led to."""
+        self._workspace.remember(seconds_before=self.read())
 
 
 def cut_off(accounting: Mapping[str, float]) -> int:

@@ -21,6 +21,7 @@ from cruxtune.options import with_options
 from cruxtune.progress import stderr
 from cruxtune.recipe_commands import demo_command, run_command, study_command
 from cruxtune.report.stats import show as show_stats
+from cruxtune.rl_settings import RlSettings
 from cruxtune.settings import S, build
 from cruxtune.stage_settings import (
     AnnotateSettings,
@@ -62,10 +63,10 @@ def _root(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    if processes.count() > 1 and context.invoked_subcommand != "train":
+    if processes.count() > 1 and context.invoked_subcommand not in ("train", "rl", "run"):
         raise ConfigError(
             f"cruxtune {context.invoked_subcommand} is one process, and {processes.count()} were started; only train "
-            "takes several: run it without the launcher"
+            "and rl take several: run it without the launcher"
         )
 
 
@@ -176,6 +177,12 @@ def _train() -> Callable[[TrainSettings], dict[str, Any]]:
     return train
 
 
+def _rl() -> Callable[[RlSettings], dict[str, Any]]:
+    from cruxtune.stages.rl import rl
+
+    return rl
+
+
 def _evaluate() -> Callable[[EvaluateSettings], dict[str, Any]]:
     from cruxtune.stages.evaluate import evaluate
     from cruxtune.suite import evaluate_benchmarks
@@ -253,6 +260,17 @@ _stage(
     "(gold), or on what `cruxtune select` chose.\n\n"
     "Example:\n\n"
     "    cruxtune train --method cft --annotations runs/first/annotations --learning-rate 1e-5 --output runs/first/cft",
+)
+_stage(
+    "rl",
+    RlSettings,
+    _rl,
+    printing.show_rl,
+    "Reinforcement learning: sample responses, reward those that the verifier finds correct, and train on the "
+    "differences within each group (GRPO). From any checkpoint or adapter.\n\n"
+    "Example:\n\n"
+    "    cruxtune rl --method grpo --model runs/first/cft --problems gym:chain_sum --size 500 --seed 2000 "
+    "--max-new-tokens 128 --steps 40 --output runs/first/grpo",
 )
 _stage(
     "export",

@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from cruxtune.chosen import Entry
 from cruxtune.engines.base import Decoding
 from cruxtune.engines.plain import PlainEngine
@@ -102,6 +104,23 @@ class Examination:
         weights = row.weights[start:end]
         losses = [-logprob * (math.exp(logprob) if self._dft else 1.0) for logprob in logprobs]
         return sum(weight * loss for weight, loss in zip(weights, losses, strict=True)), sum(weights)
+
+
+def examined(trainer: Any) -> dict[str, float]:
+    """Examine a trainer's model as it is, log what was found, and return it; the processes share the work."""
+    training, args = trainer.model.training, trainer.args
+    trainer.model.eval()
+    try:
+        sums = trainer.examination.tallies(trainer.model, slice(args.process_index, None, args.world_size))
+        if args.world_size > 1:
+            values = torch.tensor(list(sums.values()), dtype=torch.float64, device=args.device)
+            sums = dict(zip(sums, trainer.accelerator.reduce(values, "sum").tolist(), strict=True))
+        metrics: dict[str, float] = trainer.examination.metrics(sums)
+        trainer.log(dict(metrics))
+    finally:
+        trainer.model.train(training)
+    trainer.control = trainer.callback_handler.on_evaluate(args, trainer.state, trainer.control, metrics)
+    return metrics
 
 
 def draw_probe(entries: Sequence[Entry], number: int, seed: int) -> list[Entry]:

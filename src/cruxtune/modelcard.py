@@ -16,15 +16,30 @@ _METHODS = {
     "cft": "loss on critical tokens alone, those whose every likely replacement makes the answer wrong",
     "sft": "loss on every token of the same responses that critical tokens were searched in",
     "gold": "loss on worked solutions (a cold start)",
+    "grpo": "reinforcement learning from the verdicts on sampled responses, compared within groups",
 }
 _SETTINGS = {
     "loss": "loss",
     "learning_rate": "learning rate",
     "epochs": "epochs",
+    "steps": "steps at most",
     "batch_size": "batch size",
+    "generations": "responses to a problem",
+    "rollout_steps": "steps that a batch of rollouts is cut into",
+    "iterations": "times that a rollout is trained on",
+    "temperature": "temperature of rollouts",
+    "format_reward": "reward for form",
     "packing": "packing",
     "unknown": "tokens not asked about",
 }
+
+_CURVES = {
+    "reward": "mean reward of the rollouts",
+    "eval_accuracy": "validation accuracy (greedy)",
+    "eval_entropy": "entropy of validation responses, nats a token",
+    "eval_kl": "KL to the start, nats a token",
+}
+"""Curves of reinforcement learning that the card has."""
 
 
 def write_card(path: Path, manifest: Mapping[str, Any], model: ModelSettings, data: str) -> None:
@@ -92,13 +107,14 @@ def _usage(name: str, adapter: bool, *, own_base: bool) -> str:
 def _data(manifest: Mapping[str, Any], data: str) -> list[tuple[str, str]]:
     facts, identity = manifest["facts"], manifest["identity"]
     kind = next(kind for kind in ("annotations", "selection", "problems") if identity.get(kind))
-    trained, tokens = facts["tokens_per_epoch"], facts["response_tokens_per_epoch"]
-    rows = [
-        (kind, f"`{data}`"),
-        ("fingerprint", f"`{identity[kind]}`"),
-        ("rows", f"{facts['rows']:,}" + (f", {facts['rows_dropped']:,} too long" if facts["rows_dropped"] else "")),
-        ("tokens with loss", f"{trained:,} of {tokens:,} response tokens ({100 * trained / tokens:.1f} %)"),
-    ]
+    rows = [(kind, f"`{data}`"), ("fingerprint", f"`{identity[kind]}`")]
+    unit = "rows" if "rows" in facts else "problems"
+    dropped = facts[f"{unit}_dropped"]
+    rows.append((f"{unit} trained on", f"{facts[unit]:,}" + (f", {dropped:,} too long" if dropped else "")))
+    if "tokens_per_epoch" in facts:
+        trained, tokens = facts["tokens_per_epoch"], facts["response_tokens_per_epoch"]
+        share = f"{trained:,} of {tokens:,} response tokens ({100 * trained / tokens:.1f} %)"
+        rows.append(("tokens with loss", share))
     if "validation_problems" in facts:
         rows.append(("held back for validation", f"{facts['validation_problems']:,} problems"))
         rows.append(("their fingerprint", f"`{identity['validation']}`"))
@@ -106,7 +122,7 @@ def _data(manifest: Mapping[str, Any], data: str) -> list[tuple[str, str]]:
 
 
 def _settings(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
-    rows = [(label, f"{settings[name]}") for name, label in _SETTINGS.items() if settings[name] is not None]
+    rows = [(label, f"{settings[name]}") for name, label in _SETTINGS.items() if settings.get(name) is not None]
     lora = settings["low_rank"]
     if lora["lora"]:
         rows.append(("LoRA", f"rank {lora['lora_rank']}, alpha {lora['lora_alpha']}, dropout {lora['lora_dropout']}"))
@@ -116,12 +132,17 @@ def _settings(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _numbers(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
-    done, loss = manifest["accounting"], manifest["loss"]
-    rows = [
-        ("steps", f"{done['steps']:,}"),
-        ("tokens trained, over all epochs", f"{done['tokens_trained']:,}"),
-        ("loss", f"{loss['first']:.4f} in the first step, {loss['last']:.4f} in the last"),
-    ]
+    done = manifest["accounting"]
+    rows = [("steps", f"{done['steps']:,}")]
+    if "rollouts" in done:
+        rows.append(("rollouts", f"{done['rollouts']:,}, {done['tokens_generated']:,} tokens"))
+    rows.append(("tokens trained, over all epochs", f"{done['tokens_trained']:,}"))
+    if loss := manifest.get("loss"):
+        rows.append(("loss", f"{loss['first']:.4f} in the first step, {loss['last']:.4f} in the last"))
+    for name, label in _CURVES.items():
+        if ends := manifest.get("curves", {}).get(name):
+            steps = f"step {ends['first_step']} and {ends['last_step']}"
+            rows.append((label, f"{ends['first']:.4f} → {ends['last']:.4f} ({steps})"))
     if found := manifest.get("validation"):
         rows.append(
             (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from cruxtune.benchmark_rows import refuse_test_problems
 from cruxtune.contamination import decontaminated
 from cruxtune.errors import ConfigError, DataError
 from cruxtune.problems import fingerprint, load_problems, split_problems, without_overlap
+from cruxtune.processes import count
 from cruxtune.progress import duration, stderr
 from cruxtune.recipe import Recipe, Step, plan, split_file
 from cruxtune.records import Problem
@@ -24,6 +25,7 @@ from cruxtune.stages.annotate import annotate
 from cruxtune.stages.compare import compare
 from cruxtune.stages.evaluate import evaluate
 from cruxtune.stages.respond import respond
+from cruxtune.stages.rl import rl
 from cruxtune.stages.select import select
 from cruxtune.stages.train import train
 from cruxtune.store import Workspace, write_atomic
@@ -34,9 +36,13 @@ STAGES: dict[str, Callable[[Any], dict[str, Any]]] = {
     "annotate": annotate,
     "select": select,
     "train": train,
+    "rl": rl,
     "evaluate": evaluate,
     "compare": compare,
 }
+
+_OF_SEVERAL = ("train", "rl")
+"""Stages that several processes may share."""
 
 
 @dataclass(frozen=True)
@@ -47,15 +53,20 @@ class Run:
     seconds: dict[str, float]
 
 
-def run(recipe: Recipe, *, limit: int | None = None, overwrite: bool = False) -> Run:
-    """Run every step of a recipe that is not finished.
+def run(recipe: Recipe, *, only: str | None = None, limit: int | None = None, overwrite: bool = False) -> Run:
+    """Run every step of a recipe that is not finished, or those alone whose names match the pattern `only`.
 
     `limit` caps the problems to respond to and to evaluate on (of each benchmark, too), for a trial.
 
     Raises:
-        CruxtuneError: as the stages do.
+        CruxtuneError: as the stages do; `only` matches no step, or there are several processes for a step of one.
     """
-    steps = plan(recipe, limit=limit, overwrite=overwrite)
+    steps = plan(recipe, only=only, limit=limit, overwrite=overwrite)
+    if count() > 1:
+        _check_steps(steps)
+        # What lies before was done by one process.
+        manifests = {step.name: STAGES[step.stage](step.settings) for step in steps}
+        return Run(manifests, {})
     manifests = {"problems": prepare_problems(recipe, limit=limit, overwrite=overwrite)}
     clock = _Clock(recipe, fresh=overwrite)
     for number, step in enumerate(steps, start=1):
@@ -65,6 +76,15 @@ def run(recipe: Recipe, *, limit: int | None = None, overwrite: bool = False) ->
         # A model that is no longer used must not stay beside the next one.
         gc.collect()
     return Run(manifests, clock.seconds)
+
+
+def _check_steps(steps: Sequence[Step]) -> None:
+    alone = [step.name for step in steps if step.stage not in _OF_SEVERAL]
+    if alone:
+        raise ConfigError(
+            f"{count()} processes were started, and {alone[0]} is a step of one; name what takes several, as in "
+            "--only 'train *' or --only 'rl *', and run the rest without the launcher"
+        )
 
 
 def prepare_problems(

@@ -17,6 +17,7 @@ from cruxtune.accounting import cut_off
 from cruxtune.exporters.settings import ExportSettings
 from cruxtune.progress import duration, stderr
 from cruxtune.report.terminal import bracketed, marked
+from cruxtune.rl_settings import RlSettings
 from cruxtune.stage_settings import (
     AnnotateSettings,
     CompareSettings,
@@ -142,6 +143,28 @@ def show_train(settings: TrainSettings, manifest: dict[str, Any]) -> None:
         early = ", stopped early" if found["stopped_early"] else ""
         rows["validation accuracy"] = f"{accuracy} on {facts['validation_problems']} problems{early}"
     table(f"train {facts['method']}", rows)
+    if pushed := manifest.get("pushed"):
+        stderr.print(f"pushed: {pushed['url']}", markup=False, soft_wrap=True)
+    typer.echo(settings.output.output)
+
+
+def show_rl(settings: RlSettings, manifest: dict[str, Any]) -> None:
+    """Print what `cruxtune rl` came to."""
+    facts, done, curves = manifest["facts"], manifest["accounting"], manifest["curves"]
+
+    def ends(name: str, factor: float = 1.0, unit: str = "") -> str:
+        return f"{factor * curves[name]['first']:.3g}{unit} → {factor * curves[name]['last']:.3g}{unit}"
+
+    rows = {
+        "problems": f"{facts['problems']} ({facts['problems_dropped']} too long and left out)",
+        "rollouts": f"{done['rollouts']:,}, {done['tokens_generated']:,} tokens",
+        "reward": f"{ends('reward')} in {done['steps']} steps",
+        "validation accuracy": f"{ends('eval_accuracy', 100, ' %')} on {facts['validation_problems']} problems",
+        "entropy there": f"{ends('eval_entropy')} nats a token",
+        "KL to the start": f"{curves['eval_kl']['last']:.3g} nats a token",
+        "time": duration(done["seconds"]),
+    }
+    table(f"rl {facts['method']}", rows)
     if pushed := manifest.get("pushed"):
         stderr.print(f"pushed: {pushed['url']}", markup=False, soft_wrap=True)
     typer.echo(settings.output.output)

@@ -12,9 +12,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from cruxtune.errors import ConfigError, ElsewhereError
+from cruxtune.rl_settings import RlSettings
 from cruxtune.stage_settings import TrainSettings
 
 T = TypeVar("T")
@@ -54,13 +55,7 @@ def refuse_layouts(device: str, settings: TrainSettings) -> None:
         ConfigError: rows would be cut into pieces, weights would be spread over CPUs, or where they must be whole, each
             process would choose batches by itself, or the processes cannot share the batch.
     """
-    for short, name in _PARALLEL.items():
-        size = os.environ.get(f"PARALLELISM_CONFIG_{short}_SIZE", "1")
-        if size.isdigit() and int(size) > 1:
-            raise ConfigError(
-                f"{name} parallelism (parallelism_config_{short.lower()}_size: {size}) cuts up rows or layers, and the "
-                "loss is that of whole ones; set it to 1, and use more data-parallel processes or FSDP"
-            )
+    _refuse_parts()
     if (spread := sharding()) and device == "cpu":
         raise ConfigError(
             f"{spread} spreads weights over GPUs, and the device is cpu; use recipes/accelerate/cpu-2.yaml, or another "
@@ -82,7 +77,32 @@ def refuse_layouts(device: str, settings: TrainSettings) -> None:
     share_batch(settings)
 
 
-def share_batch(settings: TrainSettings) -> tuple[int, int]:
+def refuse_spreading(settings: RlSettings) -> None:
+    """Refuse what a launcher asks for and reinforcement learning cannot do.
+
+    Raises:
+        ConfigError: rows would be cut into pieces, weights would be spread, or the processes cannot share the batch.
+    """
+    _refuse_parts()
+    if spread := sharding():
+        raise ConfigError(
+            f"cruxtune rl generates and validates with the whole model on every device, which {spread} does not allow; "
+            "use recipes/accelerate/ddp.yaml, with --lora where the model is too large to train whole"
+        )
+    share_batch(settings)
+
+
+def _refuse_parts() -> None:
+    for short, name in _PARALLEL.items():
+        size = os.environ.get(f"PARALLELISM_CONFIG_{short}_SIZE", "1")
+        if size.isdigit() and int(size) > 1:
+            raise ConfigError(
+                f"{name} parallelism (parallelism_config_{short.lower()}_size: {size}) cuts up rows or layers, and the "
+                "loss is that of whole ones; set it to 1, and use more data-parallel processes or FSDP"
+            )
+
+
+def share_batch(settings: TrainSettings | RlSettings) -> tuple[int, int]:
     """Return how many rows a process takes in a forward pass, and how many such passes it has in a step.
 
     Raises:
@@ -134,6 +154,17 @@ def from_first(value: T) -> T:
     values = [value]
     torch.distributed.broadcast_object_list(values, src=0)
     return values[0]
+
+
+def all_of(value: T) -> list[T]:
+    """Return what each process has, in their order; all processes must ask."""
+    if not joined():
+        return [value]
+    import torch
+
+    values: list[Any] = [None] * count()
+    torch.distributed.all_gather_object(values, value)
+    return values
 
 
 @contextmanager

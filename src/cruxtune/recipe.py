@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from cruxtune.benchmarks import BENCHMARK, BENCHMARKS, BenchmarkList, benchmark_
 from cruxtune.errors import ConfigError
 from cruxtune.options import merged
 from cruxtune.problems import ProblemSource
+from cruxtune.rl_settings import RlSettings
 from cruxtune.settings import (
     DecodingSettings,
     EngineSettings,
@@ -95,6 +97,11 @@ class Recipe(Settings):
         description="Keys of `cruxtune train` for every model to train (not the cold start), of which validation may "
         "stand alone: 0.1.",
     )
+    rl: dict[str, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="A model to train by reinforcement for each name: keys of `cruxtune rl`, and `from`, the name of "
+        "the model to start from (one of `train`, or start).",
+    )
     evaluate: dict[str, Any] = Field(default_factory=dict, description="Keys of `cruxtune evaluate`.")
     expected_seconds: dict[str, float] = Field(
         default_factory=dict, description="Seconds that each step took elsewhere, to tell the time left."
@@ -150,11 +157,13 @@ def read_recipe(path: Path, overrides: Mapping[str, Any]) -> Recipe:
         raise ConfigError(f"the recipe {path}: {explain(error, '')}{_hint(content)}") from error
 
 
-def plan(recipe: Recipe, *, limit: int | None = None, overwrite: bool = False) -> list[Step]:
+def plan(recipe: Recipe, *, only: str | None = None, limit: int | None = None, overwrite: bool = False) -> list[Step]:
     """Return the steps of a recipe in order, with the settings of each; `limit` caps the problems of each benchmark.
 
+    With `only`, those whose names match this pattern.
+
     Raises:
-        ConfigError: a section has wrong keys or values; all sections' errors are listed.
+        ConfigError: a section has wrong keys or values (all sections' errors are listed), or no step matches.
     """
     root = recipe.output
     errors: list[str] = []
@@ -171,7 +180,8 @@ def plan(recipe: Recipe, *, limit: int | None = None, overwrite: bool = False) -
             return None
 
     engine = recipe.engine.model_dump()
-    common = {**recipe.prompt.model_dump(), **recipe.verifier.model_dump(), **recipe.decoding.model_dump(), **engine}
+    conditions = {**recipe.prompt.model_dump(), **recipe.verifier.model_dump(), **recipe.decoding.model_dump()}
+    common = {**conditions, **engine}
     prompt = recipe.prompt.model_dump()
     model = recipe.model.model_dump()
     wanted: list[tuple[str, str, BaseModel | None]] = []
@@ -208,17 +218,23 @@ def plan(recipe: Recipe, *, limit: int | None = None, overwrite: bool = False) -
         policy = model if "model" in recipe.annotate else {}
         leaves = {**source, **prompt, **policy, **recipe.validation, **section}
         wanted.append((f"train {name}", "train", settings(TrainSettings, where, leaves, f"models/{name}")))
-    names = [START, *recipe.train]
+    for name, section in recipe.rl.items():
+        origin = section.get("from", START)
+        if origin not in (START, *recipe.train):
+            errors.append(f"rl.{name}.from: {origin!r} is neither {START} nor a name in train")
+        leaves = {key: value for key, value in section.items() if key != "from"}
+        leaves = {**conditions, **_trained(model, root, origin), "problems": str(split_file(root, "train")), **leaves}
+        leaves = {"method": "grpo", **leaves}
+        wanted.append((f"rl {name}", "rl", settings(RlSettings, f"rl.{name}", leaves, f"models/{name}")))
+    names = [START, *recipe.train, *recipe.rl]
     benchmarks = benchmark_names(recipe.benchmarks) if recipe.benchmarks is not None else ()
-    if len(set(names)) < len(names):
-        errors.append(f"train.{START}: this name is taken by the model that training starts from; choose another")
+    if taken := [section for section in ("train", "rl") if START in getattr(recipe, section)]:
+        errors.append(f"{taken[0]}.{START}: this name is taken by the model that training starts from; choose another")
+    if both := sorted(recipe.train.keys() & recipe.rl.keys()):
+        errors.append(f"rl.{both[0]}: this name is one of train, too; choose another")
     for name in names:
-        trained = (
-            model
-            if name == START
-            else {**model, "model": str(root / "models" / name), "adapter": None, "revision": None}
-        )
-        leaves = {**common, **trained, "problems": str(split_file(root, "heldout")), **recipe.evaluate}
+        trained, heldout = _trained(model, root, name), str(split_file(root, "heldout"))
+        leaves = {**common, **trained, "problems": heldout, **recipe.evaluate}
         wanted.append(
             (f"evaluate {name}", "evaluate", settings(EvaluateSettings, "evaluate", leaves, f"evaluations/{name}"))
         )
@@ -241,7 +257,17 @@ def plan(recipe: Recipe, *, limit: int | None = None, overwrite: bool = False) -
     for title, (parent, output) in places.items():
         evaluations = {name: [parent / name] for name in names}
         steps.append(Step(title, "compare", CompareSettings(evaluations=evaluations, output=output, seed=recipe.seed)))
-    return steps
+    matching = [step for step in steps if fnmatch(step.name, only or "*")]
+    if not matching:
+        raise ConfigError(f"--only {only} matches no step; they are {', '.join(step.name for step in steps)}")
+    return matching
+
+
+def _trained(start: Mapping[str, Any], root: Path, name: str) -> dict[str, Any]:
+    """Return the fields of a model that the recipe trains, or of the one that training starts from."""
+    if name == START:
+        return dict(start)
+    return {**start, "model": str(root / "models" / name), "adapter": None, "revision": None}
 
 
 def split_file(root: Path, name: str) -> Path:

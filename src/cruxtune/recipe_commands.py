@@ -27,6 +27,9 @@ def run_command(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Replace a value of the recipe, e.g. train.cft.epochs=1."),
     ] = None,
+    only: Annotated[
+        str | None, typer.Option(metavar="GLOB", help="Run only the steps that --dry-run calls so: 'train *'.")
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Delete what the run has done and start again.")
     ] = False,
@@ -40,7 +43,7 @@ def run_command(
     for name, value in (("output", output), ("seed", seed)):
         if value is not None:
             overrides = merged(overrides, {name: str(value) if isinstance(value, Path) else value})
-    _run(recipe, overrides, limit, overwrite, dry_run)
+    _run(recipe, overrides, limit, overwrite, dry_run, only)
 
 
 def study_command(
@@ -103,9 +106,16 @@ def demo_command(
         )
 
 
-def _run(path: Path, overrides: Mapping[str, Any], limit: int | None, overwrite: bool, dry_run: bool) -> None:
+def _run(
+    path: Path,
+    overrides: Mapping[str, Any],
+    limit: int | None,
+    overwrite: bool,
+    dry_run: bool,
+    only: str | None = None,
+) -> None:
     recipe = read_recipe(path, overrides)
-    steps = plan(recipe, limit=limit, overwrite=overwrite)
+    steps = plan(recipe, only=only, limit=limit, overwrite=overwrite)
     if dry_run:
         splits = ", ".join(str(split_file(recipe.output, name)) for name in ("coldstart", "train", "heldout"))
         typer.echo(f"# problems → {splits}")
@@ -114,7 +124,11 @@ def _run(path: Path, overrides: Mapping[str, Any], limit: int | None, overwrite:
     from cruxtune.pipeline import run
     from cruxtune.summary import write_summary
 
-    done = run(recipe, limit=limit, overwrite=overwrite)
+    done = run(recipe, only=only, limit=limit, overwrite=overwrite)
+    if only is not None:
+        # The summary is of all steps.
+        typer.echo(recipe.output)
+        return
     summary = write_summary(recipe, done.manifests, done.seconds, command=" ".join(["cruxtune", *sys.argv[1:]]))
     for step in steps:
         if isinstance(step.settings, CompareSettings):

@@ -51,7 +51,9 @@ def summarise(
     """
     costs = [manifest["accounting"] for manifest in manifests.values() if "accounting" in manifest]
     annotated, compared = manifests["annotate"]["accounting"], manifests["compare"]
-    trained = {name: manifests[f"train {name}"]["accounting"]["tokens_trained"] for name in recipe.train}
+    done = {name: manifests[f"train {name}"] for name in recipe.train}
+    done |= {name: manifests[f"rl {name}"] for name in recipe.rl}
+    trained = {name: manifest["accounting"]["tokens_trained"] for name, manifest in done.items()}
     (task, facts), *_ = compared["benchmarks"].items()
     models = {name: model["benchmarks"][task]["metrics"] for name, model in compared["methods"].items()}
     differences = compared["pairs"].get("cft - sft")
@@ -74,7 +76,7 @@ def summarise(
         "models": {
             name: {**_scores(metrics), "tokens_trained": trained.get(name, 0)} for name, metrics in models.items()
         },
-        "curves": {name: found for name in recipe.train if (found := _curve(recipe.output / "models" / name))},
+        "curves": {name: found for name in done if (found := _curve(recipe.output / "models" / name))},
         **({"benchmarks": benchmarks} if benchmarks else {}),
         **({"cft_minus_sft": _named(differences["benchmarks"][task])} if differences else {}),
         "seconds": round(sum(seconds.values()), 1),

@@ -10,7 +10,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from cruxtune.masks import IGNORE_INDEX, TrainingRow
 from cruxtune.models import computes_in_bfloat16, locate, pick_device, quiet_libraries
 from cruxtune.processes import agreed, count, from_first, index, share_batch
 from cruxtune.progress import bar
+from cruxtune.rl_settings import RlSettings
 from cruxtune.settings import ModelSettings
 from cruxtune.stage_settings import LoraSettings, TrainSettings, ValidationSettings
 
@@ -34,7 +35,8 @@ _PARTS = (
     ("rng_state.pth", "rng_state_0.pth"),
 )
 """What a checkpoint must have besides its state: one of each."""
-_LOGGED = ("step", "epoch", "loss", "grad_norm", "learning_rate")
+_LOGGED = {name: name for name in ("step", "epoch", "loss", "grad_norm", "learning_rate")}
+"""Names of the trainer's log and of ours."""
 _COUNTED = ("tokens_trained", "tokens_computed")
 """What a trainer counts, which its checkpoints carry."""
 
@@ -59,20 +61,39 @@ def build_trainer(
         ConfigError: SFTConfig refuses a field of `settings.trainer`, the model has a prompt-tuning adapter, rows are
             to be packed into less than the longest of them, or the processes cannot share the batch.
     """
-    from peft import LoraConfig
-    from transformers.integrations import get_reporting_integration_callbacks
     from trl import SFTConfig
 
     from cruxtune.weighted import WeightedTrainer
 
-    _refuse_virtual_tokens(model, asked)
+    refuse_virtual_tokens(model, asked)
+    options: dict[str, Any] = {
+        **common_options(settings, asked, work, *share_batch(settings)),
+        "max_length": None,
+        "padding_free": settings.padding_free or settings.packing is not None,
+        "activation_checkpointing": pick_device(asked.device).startswith("cuda"),
+        **settings.trainer,
+    }
+    config = make_config(SFTConfig, options, settings.trainer)
+    with quiet_libraries():
+        return WeightedTrainer(
+            loss=settings.loss,
+            model=model,
+            args=config,
+            train_dataset=_dataset(rows, settings.packing),
+            processing_class=tokenizer,
+            peft_config=lora_config(settings.low_rank) if settings.low_rank.lora else None,
+        )
 
+
+def common_options(
+    settings: TrainSettings | RlSettings, asked: ModelSettings, work: Path, micro: int, accumulated: int
+) -> dict[str, Any]:
+    """Return what is set for every trainer: batches of `micro` rows, `accumulated` of them a step."""
     # The environment would override bf16 silently, and TRL reports its use to the Hub.
     os.environ.pop("ACCELERATE_MIXED_PRECISION", None)
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     device = pick_device(asked.device)
-    micro, accumulated = share_batch(settings)
-    options: dict[str, Any] = {
+    return {
         "output_dir": str(work),
         "learning_rate": settings.learning_rate,
         "num_train_epochs": settings.epochs,
@@ -81,11 +102,8 @@ def build_trainer(
         "seed": settings.output.seed,
         # Spaced, since an epoch's order is drawn from data_seed + epoch; unset, it would depend on what ran before.
         "data_seed": settings.output.seed * 1000,
-        "max_length": None,
-        "padding_free": settings.padding_free or settings.packing is not None,
         "use_cpu": device == "cpu",
         "bf16": asked.dtype == "auto" and computes_in_bfloat16(device),
-        "activation_checkpointing": device.startswith("cuda"),
         # By default the clock decides when to save (see `run_trainer`); a recipe may name steps instead.
         "save_strategy": "steps",
         "save_steps": _NEVER,
@@ -95,36 +113,42 @@ def build_trainer(
         "disable_tqdm": True,
         "report_to": "none",
         "run_name": settings.output.output.name,
-        **settings.trainer,
     }
+
+
+def make_config(kind: Any, options: Mapping[str, Any], given: Mapping[str, Any]) -> Any:
+    """Return TRL's config of these options, of which the user has `given` some.
+
+    Raises:
+        ConfigError: it refuses them, or a logger that `report_to` names is not installed.
+    """
+    from transformers.integrations import get_reporting_integration_callbacks
+
     try:
-        config = SFTConfig(**options)
+        config = kind(**options)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"--trainer: SFTConfig refuses these fields: {error}") from error
+        raise ConfigError(f"--trainer: {kind.__name__} refuses these fields: {error}") from error
     # A process has one device. DataParallel, which would take them all, cuts batches where weights are not looked for.
     config._n_gpu = min(config.n_gpu, 1)
     try:
         for callback in get_reporting_integration_callbacks(config.report_to):
             callback()
     except (ImportError, RuntimeError, ValueError) as error:
-        raise ConfigError(f"--trainer report_to={settings.trainer.get('report_to')}: {error}") from error
-    lora = settings.low_rank
-    adapter = LoraConfig(
+        raise ConfigError(f"--trainer report_to={given.get('report_to')}: {error}") from error
+    return config
+
+
+def lora_config(lora: LoraSettings) -> Any:
+    """Return the adapter that is asked for, as PEFT has it."""
+    from peft import LoraConfig
+
+    return LoraConfig(
         r=lora.lora_rank,
         lora_alpha=lora.lora_alpha,
         lora_dropout=lora.lora_dropout,
         target_modules="all-linear",
         task_type="CAUSAL_LM",
     )
-    with quiet_libraries():
-        return WeightedTrainer(
-            loss=settings.loss,
-            model=model,
-            args=config,
-            train_dataset=_dataset(rows, settings.packing),
-            processing_class=tokenizer,
-            peft_config=adapter if lora.lora else None,
-        )
 
 
 def _dataset(rows: Sequence[TrainingRow], packing: int | None) -> Any:
@@ -152,7 +176,7 @@ def _dataset(rows: Sequence[TrainingRow], packing: int | None) -> Any:
     return concatenate_datasets([packed, filling]) if blanks else packed
 
 
-def _refuse_virtual_tokens(model: Any, asked: ModelSettings) -> None:
+def refuse_virtual_tokens(model: Any, asked: ModelSettings) -> None:
     """Refuse prompt tuning and its like: their virtual tokens stand before ours, so that weights would be elsewhere."""
     for config in getattr(model, "peft_config", {}).values():
         if config.is_prompt_learning:
@@ -169,12 +193,15 @@ def run_trainer(
     on_save: Callable[[], None],
     measured: ValidationSettings | None = None,
     save: Callable[[Path], None] | None = None,
+    logged: Mapping[str, str] = _LOGGED,
+    apart: int = 1,
 ) -> list[dict[str, Any]]:
     """Train to the end, from the last usable checkpoint where there is one; return the log.
 
     The log has an entry per step, and one per examination where `trainer.examination` is set; `measured` says when
     those are and what follows from them, `save` writes the weights of the best one into a directory. `on_save` is
-    called after every checkpoint.
+    called after every checkpoint; those that the clock asks for come after multiples of `apart` steps. `logged` has the
+    trainer's names of what is logged, and ours.
     """
     from transformers import PrinterCallback
 
@@ -192,16 +219,16 @@ def run_trainer(
         every = measured.evaluate_every or per_epoch
         trainer.add_callback(examiner(trainer, every=every, patience=measured.patience, save=save))
     with bar(title, steps, "steps", done) as advance, quiet_libraries():
-        trainer.add_callback(_watcher(trainer, advance, on_save))
+        trainer.add_callback(_watcher(trainer, advance, on_save, apart))
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     return [
-        {name: entry[name] for name in (*_LOGGED, *measures) if name in entry}
+        {name: entry[key] for key, name in (*logged.items(), *((name, name) for name in measures)) if key in entry}
         for entry in trainer.state.log_history
         if (measures := sorted(name for name in entry if name.startswith("eval_"))) or "loss" in entry
     ]
 
 
-def _watcher(trainer: Any, advance: Callable[[int], None], on_save: Callable[[], None]) -> Any:
+def _watcher(trainer: Any, advance: Callable[[int], None], on_save: Callable[[], None], apart: int) -> Any:
     """Return the callback that shows progress, saves by the clock, and stops a run whose loss is no number."""
     from transformers import TrainerCallback
     from transformers.trainer_callback import ExportableState
@@ -219,9 +246,9 @@ def _watcher(trainer: Any, advance: Callable[[int], None], on_save: Callable[[],
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             advance(1)
-            if args.save_steps == _NEVER:
+            if args.save_steps == _NEVER and state.global_step % apart == 0:
                 # Clocks differ, and processes save together.
-                control.should_save = from_first(time.monotonic() - self._saved > SAVE_EVERY)
+                control.should_save |= from_first(time.monotonic() - self._saved > SAVE_EVERY)
             if state.global_step >= state.max_steps:
                 # The last state is saved as the result.
                 control.should_save = False
@@ -284,6 +311,13 @@ def save_result(trainer: Any, tokenizer: Any, output: Path, weights: dict[str, A
         tokenizer.save_pretrained(output)
     inner.config.use_cache, inner.config.pad_token_id = before, pad
     inner.generation_config.pad_token_id = pad
+
+
+def keep_logs(work: Path, output: Path) -> None:
+    """Copy what a trainer's loggers wrote beside its checkpoints, which are the user's."""
+    for name in ("runs", "completions"):
+        if (work / name).is_dir():
+            shutil.copytree(work / name, output / name, dirs_exist_ok=True)
 
 
 def prepare_base(model: Any, tokenizer: Any, asked: ModelSettings, output: Path) -> None:

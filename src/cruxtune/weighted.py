@@ -29,6 +29,7 @@ from transformers.utils import is_triton_available
 from trl import SFTTrainer
 
 from cruxtune.engines.logits import at_least_float32
+from cruxtune.examination import examined
 from cruxtune.masks import IGNORE_INDEX
 from cruxtune.prefix import can_share, computed_once, shared_length
 
@@ -106,22 +107,8 @@ class WeightedTrainer(SFTTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Examine the model as it is, log what was found, and return it; the processes share the work."""
-        training, device = self.model.training, self.args.device
-        self.model.eval()
-        try:
-            sums = self.examination.tallies(self.model, slice(self.args.process_index, None, self.args.world_size))
-            if self.args.world_size > 1:
-                values = self.accelerator.reduce(
-                    torch.tensor(list(sums.values()), dtype=torch.float64, device=device), "sum"
-                )
-                sums = dict(zip(sums, values.tolist(), strict=True))
-            metrics: dict[str, float] = self.examination.metrics(sums)
-            self.log(dict(metrics))
-        finally:
-            self.model.train(training)
-        self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
+        """Examine the model as it is, log what was found, and return it."""
+        return examined(self)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         # DeepSpeed has every number of the model's precision; weights stay those that were summed up.

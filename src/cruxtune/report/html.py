@@ -39,6 +39,8 @@ _CURVES = {
     "eval_loss_other": "Loss on other tokens",
     "eval_entropy_critical": "Entropy at critical tokens",
     "eval_entropy_other": "Entropy at other tokens",
+    "eval_entropy": "Entropy of greedy answers",
+    "eval_kl": "KL to the start, nats a token",
 }
 """What is drawn of the measurements made while models trained. Validation losses of two methods do not compare."""
 

@@ -13,7 +13,6 @@ import copy
 import json
 import logging
 import shutil
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cruxtune.accounting import peak_memory_gib
+from cruxtune.accounting import WorkClock, peak_memory_gib
 from cruxtune.benchmark_rows import refuse_test_problems
 from cruxtune.chosen import Chosen, Entry, Weigh
 from cruxtune.contamination import training_problems
@@ -50,6 +49,7 @@ from cruxtune.store import Workspace, read_manifest, write_atomic
 from cruxtune.trainer import (
     build_trainer,
     gathered_weights,
+    keep_logs,
     prepare_base,
     run_trainer,
     save_result,
@@ -157,7 +157,7 @@ def _prepare(settings: TrainSettings, source: _Gold | _Responses, workspace: Wor
 def _train(settings: TrainSettings, source: _Gold | _Responses, workspace: Workspace) -> None:
     """Train, and finish the workspace."""
     output, held = settings.output, source.held
-    clock = _Clock(workspace)
+    clock = WorkClock(workspace)
     with agreed():
         found = _prepare(settings, source, workspace)
     tokenizer, eos_ids = found.tokenizer, workspace.manifest["facts"]["eos_ids"]
@@ -189,7 +189,7 @@ def _finish(
     log: Sequence[dict[str, Any]],
     validation: dict[str, Any] | None,
     trainer: Any,
-    clock: _Clock,
+    clock: WorkClock,
 ) -> None:
     """Write what there is to say of the weights, and finish the workspace."""
     output = settings.output
@@ -250,9 +250,7 @@ def _finish_weights(
     """
     from cruxtune.examination import best_validation, best_weights
 
-    # Logs that a trainer's callback wrote beside its checkpoints are the user's.
-    if (work / "runs").is_dir():
-        shutil.copytree(work / "runs", output / "runs", dirs_exist_ok=True)
+    keep_logs(work, output)
     path = best_weights(work, trainer.state.log_history) if keeps else None
     if path is None:
         save_result(trainer, tokenizer, output, weights)
@@ -274,22 +272,6 @@ def _validation(log: Sequence[dict[str, Any]], best: dict[str, Any] | None, trai
         "validations": len(scored),
         "stopped_early": trainer.state.global_step < trainer.state.max_steps,
     }
-
-
-class _Clock:
-    """Seconds of work that lasted: what a crash undid is not counted, what was checkpointed is."""
-
-    def __init__(self, workspace: Workspace) -> None:
-        self._workspace = workspace
-        self._before = workspace.manifest.get("seconds_before", 0.0)
-        self._started = time.monotonic()
-
-    def read(self) -> float:
-        return round(self._before + time.monotonic() - self._started, 3)
-
-    def save(self) -> None:
-        self._workspace.manifest["seconds_before"] = self.read()
-        self._workspace.save()
 
 
 Conditions = tuple[PromptSettings, VerifierSettings, DecodingSettings]
