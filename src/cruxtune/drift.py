@@ -1,9 +1,10 @@
 r"""A policy examined while reinforcement learning changes it: how it answers, and how far it is from its start.
 
 Each time, the validation problems are answered greedily, as `cruxtune evaluate` does it: accuracy (pass@1), length,
-share of truncated answers, entropy; on request also by samples at temperature 1 (pass@k). The distance is measured on responses that do not change: one to each problem,
-sampled from the start at temperature 1 before the first step. With x_t their tokens, π_0 the start, π_θ the policy and
-r_t = π_θ(x_t | x_<t) / π_0(x_t | x_<t), it is the mean over all tokens of
+share of truncated answers, entropy; on request also by samples at temperature 1 (pass@k). The distance is measured on
+responses that do not change: one to each problem, sampled from the start at temperature 1 before the first step. With
+x_t their tokens, π_0 the start, π_θ the policy and r_t = π_θ(x_t | x_<t) / π_0(x_t | x_<t), it is the mean over all
+tokens of
 
     r_t − 1 − log r_t ≥ 0,
 
