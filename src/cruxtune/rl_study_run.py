@@ -63,6 +63,16 @@ def read_runs(study: RlStudy, record: Study) -> dict[str, dict[str, Any]]:
     return run_rl_study(study, record, Clock(max_minutes=0))
 
 
+def read_origins(study: RlStudy, record: Study) -> dict[str, list[dict[str, Any]]]:
+    """Return the cells that there are of the methods that arms go on from: what these could before."""
+    task, found = StudyTask(record, study.task, Clock(max_minutes=0), any_start=False), {}
+    for method in dict.fromkeys(arm.origin for arm in study.arms.values()):
+        seeds = 1 if method == START else study.seeds
+        cells = [task.result(Unit(study.task, "cell", method, seed)) for seed in range(seeds)]
+        found[method] = [cell for cell in cells if cell is not None]
+    return found
+
+
 class _Runs:
     """The runs of one study."""
 
@@ -136,13 +146,7 @@ class _Runs:
         return {"annotation": annotation, "training": computed}
 
     def _training(self, origin: Unit) -> Training:
-        found = self._task.result(origin)
-        if found is None:
-            raise StoreError(
-                f"{cell_file(self._record, origin)} is missing, and what goes on from {origin.name} needs to know what "
-                f"that took; run the study that has it first: --only {origin.name}"
-            )
-        return Training.model_validate(found["training"])
+        return Training.model_validate(self._task.finished(origin)["training"])
 
     def _rl(self, run: Run, steps: int, model: ModelSettings | None) -> RlSettings:
         """Return the settings of a run's reinforcement learning, under the conditions of the other study."""

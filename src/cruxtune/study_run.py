@@ -141,32 +141,39 @@ class StudyTask:
         stderr.print(f"{self._name}: {self._start['hash']}", soft_wrap=True)
         return self._root / "models" / START
 
+    def finished(self, unit: Unit) -> dict[str, Any]:
+        """Return the result of a unit.
+
+        Raises:
+            StoreError: it is not there.
+        """
+        found = self.result(unit)
+        if found is None:
+            raise StoreError(
+                f"{result_file(self._study, unit)} is missing, and what goes on from {unit.name} needs to know what "
+                f"that took; run the study that has it first: --only {unit.name}"
+            )
+        return found
+
     def with_model(self, unit: Unit) -> EvaluateSettings:
         """Return how the model of a finished cell is evaluated, the model being there: trained again if it is gone.
 
         Raises:
             StoreError: the cell has no result yet, or what is trained again is not what it was.
         """
-        cell, path = self.result(unit), result_file(self._study, unit)
-        if unit.method == START:
-            made = self._start
-        elif cell is None:
-            raise StoreError(
-                f"{path} is missing, and what goes on from {unit.name} needs to know what that took; run the study "
-                f"that has it first, e.g. with --only {unit.name}"
-            )
-        else:
-            made = self._annotations
-        steps = self._steps(unit, cell["settings"]["learning_rate"] if cell and unit.method != START else None)
+        trained, path = unit.method != START, result_file(self._study, unit)
+        cell = self.finished(unit) if trained else self.result(unit)
+        settings = cell["settings"] if cell else {}
+        kept = settings.get("study", {})
+        self._must_be(f"{path} start", kept.get("start"), self._start["hash"])
+        if trained:
+            self._must_be(f"{path} masks", kept["masks"], self._annotations["masks"])
+        steps = self._steps(unit, settings["learning_rate"] if trained else None)
         evaluation = steps[f"evaluate {unit.label}"].settings
         assert isinstance(evaluation, EvaluateSettings)
-        if cell is not None:
-            kept = cell["settings"]["study"]
-            self._must_be(f"{path} start", kept["start"], self._start["hash"])
-            if unit.method != START:
-                self._must_be(f"{path} masks", kept["masks"], made["masks"])
-                self._train(unit, steps)
-                self._must_be(f"{path} weights", kept.get("weights"), weights_hash(Path(evaluation.model.model)))
+        if trained:
+            self._train(unit, steps)
+            self._must_be(f"{path} weights", kept.get("weights"), weights_hash(self._root / "models" / unit.label))
         return evaluation
 
     def settings_of(self, unit: Unit) -> dict[str, Any]:
