@@ -14,7 +14,8 @@ import yaml
 from cruxtune.errors import ConfigError, StoreError
 from cruxtune.rl_study import read_rl_study, runs
 from cruxtune.rl_study_commands import listing, rl_study_command
-from cruxtune.rl_study_summary import bands, equal_compute
+from cruxtune.rl_study_page import page
+from cruxtune.rl_study_summary import bands, equal_compute, summarise
 from cruxtune.study_clock import Clock
 from cruxtune.study_commands import study_command
 
@@ -129,6 +130,18 @@ def test_what_is_gone_on_from_must_be_there(content: dict[str, Any]) -> None:
     assert not Path("rl-found").exists()
 
 
+def test_the_committed_page_is_that_of_the_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/results/rl.md is what the study's file and the results that are committed give."""
+    from cruxtune.rl_study_run import read_origins, read_runs
+
+    monkeypatch.chdir(ROOT)
+    path = Path("recipes/studies/rl-small.yaml")
+    study, record = read_rl_study(path, {})
+    result = summarise(study, read_runs(study, record), read_origins(study, record))
+    text = page(path.as_posix(), study, record, result, "rl.svg" if result["done"] else None)
+    assert text == Path("docs/results/rl.md").read_text(encoding="utf-8")
+
+
 def test_bands_are_over_all_seeds() -> None:
     """Curves go as far as every seed does; at equal compute each seed counts with its own last validation."""
     curves = [{"reward": [[1, 0.0], [3, 0.5]]}, {"reward": [[1, 1.0], [3, 0.0], [5, 1.0]]}]
@@ -171,8 +184,8 @@ def test_a_killed_study_goes_on_and_its_page_is_that_of_its_logs(
     monkeypatch.setitem(pipeline.STAGES, "evaluate", stopping)
     with pytest.raises(KeyboardInterrupt):
         study_command(path, {}, Clock())
-    page = Path("rl-found.md").read_text()
-    assert "2 of 4 runs are done. Missing: sums/cft-grpo-0, sums/grpo-longer-0." in page
+    text = Path("rl-found.md").read_text()
+    assert "2 of 4 runs are done. Missing: sums/cft-grpo-0, sums/grpo-longer-0." in text
     before = {file: file.read_bytes() for file in Path("rl-found/sums").iterdir()}
     shutil.rmtree("work")
     study_command(path, {}, Clock())
@@ -218,11 +231,11 @@ def test_a_killed_study_goes_on_and_its_page_is_that_of_its_logs(
             assert reached["eval_accuracy"]["mean"] == last["eval_accuracy"]
             assert reached["state"] == ("ended" if totals[f"sums/{arm}-0"] < end["tokens"] else "running")
 
-    page = Path("rl-found.md").read_text()
-    assert "All 4 runs are done." in page
-    assert f"![Curves, bands over seeds]({Path('rl-found.svg').name})" in page
+    text = Path("rl-found.md").read_text()
+    assert "All 4 runs are done." in text
+    assert f"![Curves, bands over seeds]({Path('rl-found.svg').name})" in text
     share = sum(runs_of["sums/cft-grpo-0"]["greedy"]) / 6
-    assert f"{100 * share:.1f} %" in next(line for line in page.splitlines() if line.startswith("| cft-grpo | 1 |"))
+    assert f"{100 * share:.1f} %" in next(line for line in text.splitlines() if line.startswith("| cft-grpo | 1 |"))
     comparison = json.loads(Path("rl-found/comparison.json").read_text())
     assert set(comparison["methods"]) == set(content["arms"])
 

@@ -121,6 +121,7 @@ def _progress(result: Mapping[str, Any]) -> list[str]:
 
 def _results(study: RlStudy, result: Mapping[str, Any]) -> list[str]:
     arms = result["arms"]
+    shown = {name: title for name, title in _LOGGED.items() if any(name in arm["curves"] for arm in arms.values())}
     return [
         "Mean [lowest, highest] over the seeds that are done.",
         "",
@@ -132,16 +133,16 @@ def _results(study: RlStudy, result: Mapping[str, Any]) -> list[str]:
         "",
         "From the first to the last value of each curve; means over seeds, entropy in nats.",
         "",
-        f"| arm | {' | '.join(_LOGGED.values())} |",
-        f"| --- | {' | '.join('---' for _ in _LOGGED)} |",
-        *(f"| {name} | {' | '.join(_ends(arm['curves'], curve) for curve in _LOGGED)} |" for name, arm in arms.items()),
+        f"| arm | {' | '.join(shown.values())} |",
+        f"| --- | {' | '.join('---' for _ in shown)} |",
+        *(f"| {name} | {' | '.join(_ends(arm['curves'], curve) for curve in shown)} |" for name, arm in arms.items()),
         "",
         "### Compute",
         "",
-        "Tokens put through the model, means over seeds: for responses and annotation, to train the model that "
-        "GRPO goes on from, and for GRPO itself (rollouts, their log-probabilities, training). Left out are "
-        "the cold start, which is common to all, validation and evaluation. A token of training takes about three times "
-        "what one of annotation or of rollouts does.",
+        "Tokens put through the model, means over seeds: for responses and annotation, to train the model that GRPO "
+        "goes on from, and for GRPO itself (rollouts, their log-probabilities, training). Left out are the cold start, "
+        "which is common to all, validation and evaluation. A token of training takes about three times what one of "
+        "annotation or of rollouts does.",
         "",
         "| arm | seeds | steps | annotation | training | GRPO | total | minutes, GRPO and evaluation |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
@@ -193,12 +194,12 @@ def _equal(result: Mapping[str, Any]) -> list[str]:
     """Return a table for each metric: what each arm had come to when so many tokens were spent in all."""
     ends = result["equal_compute"]
     measured = ends[-1]["arms"][ends[-1]["end_of"]]
-    largest = [name for name in measured if name.startswith("eval_pass@")][-1:]
+    largest = sorted((name for name in measured if name.startswith("eval_pass@")), key=_samples)[-1:]
     lines = [
-        "On the validation problems, by the last validation at or below so many tokens of annotation, training and GRPO "
-        "together. The columns are the totals at which arms end, seed by seed (means are shown); the first is the most "
-        "that all arms reach. A dash: annotation and training alone take more. An asterisk: all of its runs had ended "
-        "before.",
+        "On the validation problems, by the last validation at or below so many tokens of annotation, training and "
+        "GRPO together. The columns are the totals at which arms end, seed by seed (means are shown); the first is the "
+        "most that all arms reach. A dash: annotation and training alone take more. An asterisk: all of its runs had "
+        "ended before.",
     ]
     for name in (ACCURACY, *largest):
         lines += [
@@ -211,6 +212,10 @@ def _equal(result: Mapping[str, Any]) -> list[str]:
             ),
         ]
     return lines
+
+
+def _samples(name: str) -> int:
+    return int(name.partition("@")[2])
 
 
 def _end(end: Mapping[str, Any]) -> str:
