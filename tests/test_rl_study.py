@@ -74,8 +74,8 @@ def content(tmp_path: Path, tiny_checkpoint: Callable[..., Path], monkeypatch: p
         "validation_problems": 4,
         "rl": {
             "steps": 2,
-            "generations": 2,
-            "batch_size": 4,
+            "generations": 4,
+            "batch_size": 8,
             "learning_rate": 1e-2,
             "evaluate_every": 2,
             "validation_samples": 2,
@@ -169,7 +169,7 @@ def test_a_killed_study_goes_on_and_its_page_is_that_of_its_logs(
     from cruxtune import pipeline
 
     content["seeds"] = 1
-    study_command(Path("studies/record.yaml"), {}, Clock())
+    study_command(Path("studies/record.yaml"), {}, Clock(only="sums/*[t0]"))
     there = {path: path.read_bytes() for path in Path("found/sums").glob("*.json")}
     path, evaluate, logs = written(content), pipeline.STAGES["evaluate"], {}
 
@@ -195,6 +195,7 @@ def test_a_killed_study_goes_on_and_its_page_is_that_of_its_logs(
     assert not list(Path("rl-work").rglob("*.safetensors"))
 
     result = json.loads(Path("rl-found.json").read_text())
+    assert list(result["before"]) == ["start", "sft", "cft"]
     assert (result["done"], result["missing"]) == (RUNS[:4], [])
     runs_of = {name: json.loads(Path(f"rl-found/{name}.json").read_text()) for name in RUNS[:4]}
     totals = {}
