@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 _LOSSES = {"eval_loss_critical": "loss on critical tokens", "eval_loss_other": "loss on other tokens"}
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     # Without these two, the file has another name for every clip path in every run.
     "svg.hashsalt": "cruxtune",
     "svg.fonttype": "none",
@@ -17,6 +17,7 @@ _STYLE: dict[Any, Any] = {
     "axes.grid": True,
     "grid.alpha": 0.3,
 }
+"""What figures of results look like."""
 _SMALL = 0.04
 """Share by which intervals of neighbouring methods stand apart."""
 
@@ -29,7 +30,7 @@ def figure(result: Mapping[str, Any]) -> bytes:
 
     losses = [name for name in _LOSSES if any(name in part["curves"] for part in _parts(result))]
     benchmarks = list(result["benchmarks"])
-    with mpl.rc_context({**mpl.rcParamsDefault, **_STYLE}):
+    with mpl.rc_context({**mpl.rcParamsDefault, **STYLE}):
         canvas = Figure(figsize=(4.2 * (1 + len(losses)), 3.2 * len(benchmarks) + 0.5), layout="constrained")
         axes = canvas.subplots(len(benchmarks), 1 + len(losses), squeeze=False)
         for row, benchmark in zip(axes, benchmarks, strict=True):
@@ -40,7 +41,7 @@ def figure(result: Mapping[str, Any]) -> bytes:
                 look = {"color": f"C{number % 10}", "label": name}
                 _pass_at_n(row[0], part["metrics"], number, look)
                 for axis, curve in zip(row[1:], losses, strict=True):
-                    _curve(axis, part["curves"].get(curve), look)
+                    draw_curve(axis, part["curves"].get(curve), look)
             row[0].set(title=benchmark, xlabel="samples N", ylabel="pass@N (%)")
             for axis, curve in zip(row[1:], losses, strict=True):
                 axis.set(title=_LOSSES[curve], xlabel="step", ylabel="nats")
@@ -91,7 +92,7 @@ def _pass_at_n(axis: Any, metrics: Mapping[str, Any], number: int, look: Mapping
     axis.set_xticks(ticks, [str(n) for n in ticks])
 
 
-def _curve(axis: Any, curve: Any, look: Mapping[str, Any]) -> None:
+def draw_curve(axis: Any, curve: Any, look: Mapping[str, Any]) -> None:
     """Draw the mean over seeds, and what lies between the lowest and the highest of them."""
     if curve:
         steps, mean, low, high = zip(*curve, strict=True)

@@ -1,9 +1,10 @@
 r"""A policy examined while reinforcement learning changes it: how it answers, and how far it is from its start.
 
 Each time, the validation problems are answered greedily, as `cruxtune evaluate` does it: accuracy (pass@1), length,
-share of truncated answers, entropy. The distance is measured on responses that do not change: one to each problem,
-sampled from the start at temperature 1 before the first step. With x_t their tokens, π_0 the start, π_θ the policy and
-r_t = π_θ(x_t | x_<t) / π_0(x_t | x_<t), it is the mean over all tokens of
+share of truncated answers, entropy; on request also by samples at temperature 1 (pass@k). The distance is measured on
+responses that do not change: one to each problem, sampled from the start at temperature 1 before the first step. With
+x_t their tokens, π_0 the start, π_θ the policy and r_t = π_θ(x_t | x_<t) / π_0(x_t | x_<t), it is the mean over all
+tokens of
 
     r_t − 1 − log r_t ≥ 0,
 
@@ -19,10 +20,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cruxtune.engines.base import Decoding
+from cruxtune.engines.base import Decoding, Generation
 from cruxtune.engines.plain import PlainEngine
 from cruxtune.engines.sampling import seed_of
 from cruxtune.examination import ACCURACY
+from cruxtune.metrics import pass_at_k
 from cruxtune.processes import all_of, from_first, index
 from cruxtune.prompts import Renderer
 from cruxtune.records import Problem
@@ -30,8 +32,11 @@ from cruxtune.store import write_atomic
 from cruxtune.verifiers import Verifier
 
 ENTROPY, KL, LENGTH, TRUNCATED = "eval_entropy", "eval_kl", "eval_length", "eval_truncated"
+SAMPLED = "eval_accuracy_sampled"
 _SAMPLE = 1
 """Number of the sample by which responses of the start are drawn."""
+_VALIDATION = "validation"
+"""What keys the samples of an examination, the same each time."""
 
 
 class StartResponse(NamedTuple):
@@ -59,6 +64,7 @@ class Drift:
         context_length: int | None,
         seed: int,
         kept: Path,
+        samples: int = 0,
     ) -> None:
         self._problems = list(problems)
         self._prompts = [renderer.render(problem) for problem in problems]
@@ -70,6 +76,7 @@ class Drift:
         self._context_length = context_length
         self._seed = seed
         self._kept = kept
+        self._samples = samples
         self._start: list[StartResponse] | None = None
 
     def tallies(self, model: Any, part: slice = slice(None)) -> dict[str, float]:
@@ -81,16 +88,16 @@ class Drift:
         answers = engine.generate(
             self._prompts[part], max_new_tokens=self._max_new_tokens, decoding=self._decoding, statistics=True
         )
-        texts = [self._renderer.decode(answer.ids) for answer in answers]
-        verdicts = self._verifier.verify_many(list(zip(texts, self._problems[part], strict=True)))
+        right = self._judge(answers, part)
         sums = {
             "problems": float(len(answers)),
-            "correct": float(sum(verdict.correct for verdict in verdicts)),
+            "correct": float(sum(right)),
             "tokens": float(sum(len(answer.ids) for answer in answers)),
             "truncated": float(sum(answer.finish_reason == "length" for answer in answers)),
             "entropy": sum(sum(answer.entropies or []) for answer in answers),
             "start_tokens": 0.0,
             "kl": 0.0,
+            **self._passed(engine, part),
         }
         for prompt, response in zip(self._prompts[part], self._start[part], strict=True):
             if response.ids:
@@ -107,6 +114,31 @@ class Drift:
             KL: sums["kl"] / max(1.0, sums["start_tokens"]),
             LENGTH: sums["tokens"] / sums["problems"],
             TRUNCATED: sums["truncated"] / sums["problems"],
+            **{name: value / sums["problems"] for name, value in sums.items() if name.startswith("eval_")},
+        }
+
+    def _judge(self, answers: Sequence[Generation], part: slice) -> list[bool]:
+        texts = [self._renderer.decode(answer.ids) for answer in answers]
+        verdicts = self._verifier.verify_many(list(zip(texts, self._problems[part], strict=True)))
+        return [verdict.correct for verdict in verdicts]
+
+    def _passed(self, engine: PlainEngine, part: slice) -> dict[str, float]:
+        """Return the sums over problems of what samples estimate, by the names that logs have."""
+        if not self._samples:
+            return {}
+        counts = [0] * len(self._prompts[part])
+        # One of every problem at a time: all at once would take as many times the memory.
+        for sample in range(self._samples):
+            answers = engine.generate(
+                self._prompts[part],
+                max_new_tokens=self._max_new_tokens,
+                decoding=Decoding(temperature=1.0),
+                seeds=[seed_of(self._seed, problem.id, _VALIDATION, sample) for problem in self._problems[part]],
+            )
+            counts = [count + right for count, right in zip(counts, self._judge(answers, part), strict=True)]
+        sizes = [1 << power for power in range(1, self._samples.bit_length())]
+        return {SAMPLED: sum(counts) / self._samples} | {
+            f"eval_pass@{k}": sum(pass_at_k(self._samples, count, k) for count in counts) for k in sizes
         }
 
     def _read(self) -> list[StartResponse] | None:

@@ -43,6 +43,7 @@ LOGGED = {
     "clip_ratio/region_mean": "clipped",
     "cispo_clip_ratio": "clipped",
     "kl": "kl",
+    "tokens_computed": "tokens_computed",
 }
 """Names of TRL's log and of ours; docs/rl.md defines them."""
 
@@ -77,6 +78,10 @@ class PolicyTrainer(GRPOTrainer):
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Examine the model as it is, log what was found, and return it."""
         return examined(self)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log with the compute so far, so that runs compare at equal compute."""
+        super().log({**logs, "tokens_computed": self.tokens_computed}, start_time)
 
     def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict[str, Any]]:
         return [list(self._prompts[name]) for name in prompts], None, {}

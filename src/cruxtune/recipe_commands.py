@@ -66,7 +66,9 @@ def study_command(
         bool, typer.Option("--dry-run", help="Print what is done and what is missing; compute and write nothing.")
     ] = False,
 ) -> None:
-    """Run a study: methods × seeds from one start, cell by cell, or a search for a start; what is finished is skipped.
+    """Run a study: methods × seeds from one start, GRPO from its models, or a search for a start; unit by unit.
+
+    What is finished is skipped.
 
     `cruxtune study recipes/studies/small.yaml` is an example.
     """

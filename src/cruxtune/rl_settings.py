@@ -126,6 +126,12 @@ class RlSettings(Settings):
         default_factory=dict,
         description="Options of a source in --validation, as config=main or split=validation: those of --problems.",
     )
+    validation_samples: int = Field(
+        0,
+        ge=0,
+        description="Samples of each validation problem at temperature 1, besides its greedy answer, for "
+        "pass@k with k = 2, 4, 8 and so on up to this number.",
+    )
     evaluate_every: int = Field(10, gt=0, description="Steps between validations.")
     low_rank: LoraSettings = LoraSettings()
     training: TrainingProblemsSettings = TrainingProblemsSettings()

@@ -18,7 +18,7 @@ from pydantic import Field, ValidationError, model_validator
 from cruxtune.errors import ConfigError
 from cruxtune.options import merged
 from cruxtune.recipe import START, Recipe
-from cruxtune.settings import Settings, explain
+from cruxtune.settings import S, Settings, explain
 
 COLDSTART, ANNOTATIONS, TUNE = "coldstart", "annotations", "tune"
 
@@ -124,7 +124,7 @@ class Study(Settings):
 
     def minutes(self, name: str) -> float | None:
         """Return how long a unit is expected to take."""
-        return next((value for pattern, value in self.expected_minutes.items() if fnmatchcase(name, pattern)), None)
+        return expected(self.expected_minutes, name)
 
     def recipe_of(self, task: str, output: Path, **more: Any) -> Recipe:
         """Return the recipe of a task that writes to `output`, with `more` put in.
@@ -208,6 +208,15 @@ def read_study(path: Path, overrides: Mapping[str, Any]) -> Study:
     Raises:
         ConfigError: the file is missing, is no YAML, or has wrong values (all of them are listed).
     """
+    return validated(Study, path, merged(read_sections(path), overrides))
+
+
+def read_sections(path: Path) -> dict[str, Any]:
+    """Return what the file of a study says, as it stands.
+
+    Raises:
+        ConfigError: the file is missing, or is no YAML with sections.
+    """
     if not path.is_file():
         raise ConfigError(f"the study {path} does not exist; check the path")
     try:
@@ -216,10 +225,24 @@ def read_study(path: Path, overrides: Mapping[str, Any]) -> Study:
         raise ConfigError(f"the study {path} is no valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"the study {path} must be a mapping of sections; see recipes/studies for examples")
+    return content
+
+
+def validated(kind: type[S], path: Path, content: Mapping[str, Any]) -> S:
+    """Return the content of a study's file as settings.
+
+    Raises:
+        ConfigError: it has wrong values (all of them are listed).
+    """
     try:
-        return Study.model_validate(merged(content, overrides))
+        return kind.model_validate(content)
     except ValidationError as error:
         raise ConfigError(f"the study {path}: {explain(error, '')}") from error
+
+
+def expected(minutes: Mapping[str, float], name: str) -> float | None:
+    """Return how long the unit of this name is expected to take: by the first pattern that fits."""
+    return next((value for pattern, value in minutes.items() if fnmatchcase(name, pattern)), None)
 
 
 def _spelled_out(recipe: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import typer
 from cruxtune import start_search
 from cruxtune.power import power_table
 from cruxtune.progress import stderr
+from cruxtune.rl_study import is_rl_study
 from cruxtune.stage_settings import CompareSettings
 from cruxtune.store import write_atomic
 from cruxtune.study import Study, read_study, result_file, units
@@ -26,11 +27,16 @@ def study_command(
     any_start: bool = False,
     dry_run: bool = False,
 ) -> None:
-    """Run a study or a search as far as the clock lets, make its starts alone, or print what is done and what is not.
+    """Run a study of whatever kind as far as the clock lets, make its starts alone, or print what is done.
 
     Raises:
         CruxtuneError: as the stages do; or results that were found with other settings.
     """
+    if is_rl_study(path):
+        from cruxtune.rl_study_commands import rl_study_command
+
+        rl_study_command(path, overrides, clock, starts=starts, any_start=any_start, dry_run=dry_run)
+        return
     study = read_study(path, overrides)
     if dry_run:
         for line in listing(study):
@@ -69,14 +75,22 @@ def listing(study: Study) -> Iterator[str]:
             done = start_search.result_file(study, start).exists()
             yield f"{'done' if done else 'missing':8}{start.name}"
         return
+    yield from lines((unit.name, result_file(study, unit).exists(), study.minutes(unit.name)) for unit in units(study))
+    yield from power_lines(study)
+
+
+def lines(units: Iterable[tuple[str, bool, float | None]]) -> Iterator[str]:
+    """Yield a line for each unit of (name, done, expected minutes), and how long the missing ones take.
+
+    >>> list(lines([("sums/cft-0", False, 13), ("sums/cft-1", True, None)]))
+    ['missing   13 min  sums/cft-0', 'done       ? min  sums/cft-1', 'left: about 0.2 hours']
+    """
     left, unknown = 0.0, 0
-    for unit in units(study):
-        done, minutes = result_file(study, unit).exists(), study.minutes(unit.name)
+    for name, done, minutes in units:
         if not done:
             left, unknown = left + (minutes or 0.0), unknown + (minutes is None)
-        yield f"{'done' if done else 'missing':8}{'?' if minutes is None else f'{minutes:.0f}':>4} min  {unit.name}"
+        yield f"{'done' if done else 'missing':8}{'?' if minutes is None else f'{minutes:.0f}':>4} min  {name}"
     yield f"left: about {left / 60:.1f} hours" + (f", and {unknown} units of unknown length" if unknown else "")
-    yield from power_lines(study)
 
 
 def power_lines(study: Study) -> Iterator[str]:

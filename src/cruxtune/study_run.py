@@ -48,7 +48,7 @@ def run_study(study: Study, clock: Clock, *, any_start: bool = False) -> dict[st
         CruxtuneError: as the stages do.
         StoreError: a result of other settings, or a start that is not the one of the results.
     """
-    tasks = {name: _Task(study, name, clock, any_start) for name in study.tasks}
+    tasks = {name: StudyTask(study, name, clock, any_start) for name in study.tasks}
     found: dict[str, dict[str, Any]] = {}
     for unit in units(study):
         task = tasks[unit.task]
@@ -71,7 +71,7 @@ def make_starts(study: Study, clock: Clock, *, any_start: bool = False) -> dict[
         StoreError: a start that is not the one of the study or of its results.
     """
     wanted = [name for name in study.tasks if clock.takes(Unit(name, "coldstart").name)]
-    return {name: _Task(study, name, clock, any_start).start_directory() for name in wanted}
+    return {name: StudyTask(study, name, clock, any_start).start_directory() for name in wanted}
 
 
 def weights_hash(directory: Path) -> str:
@@ -101,7 +101,7 @@ def chosen_rate(accuracies: Mapping[float, float]) -> float:
     return min(accuracies, key=lambda rate: (-accuracies[rate], rate))
 
 
-class _Task:
+class StudyTask:
     """The units of one task."""
 
     def __init__(self, study: Study, name: str, clock: Clock, any_start: bool) -> None:
@@ -117,7 +117,7 @@ class _Task:
     def result(self, unit: Unit) -> dict[str, Any] | None:
         """Return the result of a unit if it is there."""
         below = _CELL_SETTINGS if unit.kind == "cell" else ("settings",)
-        return read_result(result_file(self._study, unit), self._settings(unit), below=below)
+        return read_result(result_file(self._study, unit), self.settings_of(unit), below=below)
 
     def compute(self, unit: Unit) -> dict[str, Any]:
         """Return the result of a unit, computed (with what it needs) if it is not there."""
@@ -140,6 +140,60 @@ class _Task:
         """Return where the start is, which is made if it is not there."""
         stderr.print(f"{self._name}: {self._start['hash']}", soft_wrap=True)
         return self._root / "models" / START
+
+    def finished(self, unit: Unit) -> dict[str, Any]:
+        """Return the result of a unit.
+
+        Raises:
+            StoreError: it is not there.
+        """
+        found = self.result(unit)
+        if found is None:
+            raise StoreError(
+                f"{result_file(self._study, unit)} is missing, and what goes on from {unit.name} needs to know what "
+                f"that took; run the study that has it first: --only {unit.name}"
+            )
+        return found
+
+    def with_model(self, unit: Unit) -> EvaluateSettings:
+        """Return how the model of a finished cell is evaluated, the model being there: trained again if it is gone.
+
+        Raises:
+            StoreError: the cell has no result yet, or what is trained again is not what it was.
+        """
+        trained, path = unit.method != START, result_file(self._study, unit)
+        cell = self.finished(unit) if trained else self.result(unit)
+        settings = cell["settings"] if cell else {}
+        kept = settings.get("study", {})
+        self._must_be(f"{path} start", kept.get("start"), self._start["hash"])
+        if trained:
+            self._must_be(f"{path} masks", kept["masks"], self._annotations["masks"])
+        steps = self._steps(unit, settings["learning_rate"] if trained else None)
+        evaluation = steps[f"evaluate {unit.label}"].settings
+        assert isinstance(evaluation, EvaluateSettings)
+        if trained:
+            self._train(unit, steps)
+            self._must_be(f"{path} weights", kept.get("weights"), weights_hash(self._root / "models" / unit.label))
+        return evaluation
+
+    def settings_of(self, unit: Unit) -> dict[str, Any]:
+        """Return what the result of a unit depends on."""
+        keys = {"coldstart": _START_KEYS, "annotations": _ANNOTATION_KEYS, "tune": _TRAINED_KEYS, "cell": _CELL_KEYS}
+        settings = self._base.model_dump(mode="json", include=keys[unit.kind], exclude_none=True)
+        settings["validation_problems"] = self._tuning.problems
+        if unit.kind in ("tune", "cell") and unit.method != START:
+            settings["method"] = self._study.methods[unit.method]
+            settings["tuning_seed"] = self._tuning.seed
+            settings["learning_rates"] = (
+                [unit.learning_rate] if unit.kind == "tune" else sorted(self._tuning.learning_rates)
+            )
+        return settings
+
+    def forget(self, unit: Unit) -> None:
+        """Delete the model of a unit, unless it is to be kept."""
+        trained = self._root / "models" / unit.label
+        if unit.kind in ("tune", "cell") and unit.method != START and not self._study.keep_checkpoints:
+            shutil.rmtree(trained)
 
     @cached_property
     def _start(self) -> dict[str, Any]:
@@ -215,16 +269,18 @@ class _Task:
             benchmark=self._name,
             training_dir=self._root / "models" / unit.label if trained else None,
         )
-        study = {
-            "unit": self._settings(unit),
+        study: dict[str, Any] = {
+            "unit": self.settings_of(unit),
             "start": annotations["start"],
             "masks": annotations["masks"],
             "validation": {f"{rate:g}": accuracy for rate, accuracy in rates.items()},
         }
+        if trained:
+            study["weights"] = weights_hash(self._root / "models" / unit.label)
         path = write_cell(
             result_file(self._study, unit), cell.model_copy(update={"settings": {**cell.settings, "study": study}})
         )
-        self._forget(unit)
+        self.forget(unit)
         found: dict[str, Any] = json.loads(path.read_text())
         return found
 
@@ -256,28 +312,9 @@ class _Task:
 
     def _keep(self, unit: Unit, content: Mapping[str, Any]) -> dict[str, Any]:
         """Write a result, and delete what it makes superfluous."""
-        result = write_result(result_file(self._study, unit), self._settings(unit), content)
-        self._forget(unit)
+        result = write_result(result_file(self._study, unit), self.settings_of(unit), content)
+        self.forget(unit)
         return result
-
-    def _forget(self, unit: Unit) -> None:
-        """Delete the model of a unit, unless it is to be kept."""
-        trained = self._root / "models" / unit.label
-        if unit.kind in ("tune", "cell") and unit.method != START and not self._study.keep_checkpoints:
-            shutil.rmtree(trained)
-
-    def _settings(self, unit: Unit) -> dict[str, Any]:
-        """Return what the result of a unit depends on."""
-        keys = {"coldstart": _START_KEYS, "annotations": _ANNOTATION_KEYS, "tune": _TRAINED_KEYS, "cell": _CELL_KEYS}
-        settings = self._base.model_dump(mode="json", include=keys[unit.kind], exclude_none=True)
-        settings["validation_problems"] = self._tuning.problems
-        if unit.kind in ("tune", "cell") and unit.method != START:
-            settings["method"] = self._study.methods[unit.method]
-            settings["tuning_seed"] = self._tuning.seed
-            settings["learning_rates"] = (
-                [unit.learning_rate] if unit.kind == "tune" else sorted(self._tuning.learning_rates)
-            )
-        return settings
 
     def _must_be(self, what: str, before: str | None, now: str) -> None:
         """Refuse, or warn of, a start or annotations that are not what they were."""

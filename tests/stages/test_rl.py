@@ -24,8 +24,11 @@ from cruxtune.validation import draw
 ROOT = Path(__file__).parents[2]
 
 ROLLED = {"reward", "reward_std", "correct", "equal_rewards", "length", "truncated"}
-STEPPED = {"step", "epoch", "loss", "grad_norm", "learning_rate", "entropy", "clipped"}
-MEASURED = {"step", "epoch", "eval_accuracy", "eval_entropy", "eval_kl", "eval_length", "eval_truncated"}
+STEPPED = {"step", "epoch", "loss", "grad_norm", "learning_rate", "entropy", "clipped", "tokens_computed"}
+MEASURED = {
+    *("step", "epoch", "tokens_computed", "eval_accuracy", "eval_entropy", "eval_kl", "eval_length", "eval_truncated"),
+    *("eval_accuracy_sampled", "eval_pass@2", "eval_pass@4"),
+}
 
 
 def reinforced(world: Any, output: Path, **leaves: Any) -> dict[str, Any]:
@@ -66,7 +69,7 @@ def learned(make_world: Callable[[Path], Any], tmp_path_factory: pytest.TempPath
     world = make_world(tmp_path_factory.mktemp("learned"))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(world.root)
-        return world, reinforced(world, world.root / "out", validation=8)
+        return world, reinforced(world, world.root / "out", validation=8, validation_samples=4)
 
 
 def held_back(world: Any) -> list[Problem]:
@@ -105,6 +108,7 @@ def test_a_run_learns_logs_and_accounts(learned: tuple[Any, dict[str, Any]]) -> 
     assert done["tokens_trained"] == 2 * done["tokens_generated"]
     assert done["tokens_generated"] == pytest.approx(8 * (steps[1]["length"] + steps[3]["length"]))
     # To generate, to compare with, and twice to train; the shortest prompt has 24 bytes or more, and there is padding.
+    assert [entry["tokens_computed"] for entry in examined] == [0, steps[2]["tokens_computed"], done["tokens_computed"]]
     assert done["tokens_computed"] > 4 * (done["tokens_generated"] + 16 * 24)
     last = examined[2]["eval_kl"]
     assert manifest["curves"]["eval_kl"] == {"first": 0, "first_step": 0, "last": last, "last_step": 4}
@@ -132,6 +136,35 @@ def test_the_start_is_measured_as_by_evaluate(
     assert start["eval_length"] == tokens / 8
     summed = sum(answer["entropy"] * answer["length"] for answer in answers)
     assert start["eval_entropy"] == pytest.approx(summed / tokens, rel=1e-5)
+
+
+def test_samples_of_validation_give_pass_at_k(learned: tuple[Any, dict[str, Any]]) -> None:
+    """What the last examination says of samples is what the saved model's own samples give, subset by subset."""
+    from itertools import combinations
+
+    from cruxtune.engines.base import Decoding
+    from cruxtune.engines.sampling import seed_of
+    from cruxtune.models import load_policy
+    from cruxtune.settings import EngineSettings, ModelSettings, PromptSettings
+
+    world, _ = learned
+    model = ModelSettings(model=str(world.root / "out"), dtype="float64")
+    policy = load_policy(model, PromptSettings(), EngineSettings(batch_size=8, draft_length=2))
+    problems = held_back(world)
+    right = []
+    for problem in problems:
+        answers = policy.engine.generate(
+            [policy.renderer.render(problem)] * 4,
+            max_new_tokens=12,
+            decoding=Decoding(temperature=1.0),
+            seeds=[seed_of(0, problem.id, "validation", sample) for sample in range(4)],
+        )
+        texts = [policy.renderer.decode(answer.ids) for answer in answers]
+        right.append([sum(text.encode()) % 2 == 0 for text in texts])
+    last = [entry for entry in log_of(world.root / "out") if "eval_kl" in entry][-1]
+    for name, k in (("eval_accuracy_sampled", 1), ("eval_pass@2", 2), ("eval_pass@4", 4)):
+        chances = [sum(map(any, subsets)) / len(subsets) for row in right if (subsets := list(combinations(row, k)))]
+        assert last[name] == pytest.approx(sum(chances) / 8)
 
 
 def test_the_kl_is_that_of_its_definition(learned: tuple[Any, dict[str, Any]]) -> None:

@@ -192,6 +192,7 @@ def _train(
             context_length=found.context,
             seed=settings.output.seed,
             kept=work / "start.json",
+            samples=settings.validation_samples,
         )
         log = run_trainer(
             trainer,

@@ -1,0 +1,155 @@
+"""A study of reinforcement learning: arms × seeds, from models of another study. Nothing here imports torch.
+
+What is computed are runs, each with a JSON in the directory of results; one that is there is not computed again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import Field, model_validator
+
+from cruxtune.errors import ConfigError
+from cruxtune.options import merged
+from cruxtune.recipe import START
+from cruxtune.settings import Settings
+from cruxtune.study import Study, expected, read_sections, read_study, validated
+
+_GIVEN = ("output", "overwrite", "seed", "model", "problems", "from", "validation", "validation_source")
+"""Keys of `cruxtune rl` that the study decides."""
+
+
+class Arm(Settings):
+    """One way to spend compute: where reinforcement learning starts, and how long it goes on."""
+
+    origin: str = Field(alias="from", description="A method of the study that is gone on from, or start.")
+    compute_of: str | None = Field(
+        None,
+        description="Take so many more steps that all compute comes to that of this arm: its annotation, its training "
+        "and its reinforcement learning.",
+    )
+    most_steps: int | None = Field(None, gt=0, description="Take no more steps than that, with --compute-of.")
+
+
+class RlStudy(Settings):
+    """The file, section by section."""
+
+    study: Path = Field(description="File of the study whose models are gone on from, beside this file.")
+    task: str = Field(description="Its task.")
+    output: Path = Field(description="Working directory: checkpoints, evaluations. It may be deleted.")
+    results: Path = Field(description="Directory of the results, a JSON for each run. It is to be kept.")
+    threads: int | None = Field(None, gt=0, description="Threads of torch.")
+    arms: dict[str, Arm] = Field(min_length=1, description="Arms by name.")
+    seeds: int = Field(gt=0, description="Runs of each arm; run s goes on from the method's model of seed s.")
+    validation_problems: int = Field(gt=0, description="Problems of the study's validation split that are examined.")
+    rl: dict[str, Any] = Field(description="Keys of `cruxtune rl`, the same for all arms; steps are needed.")
+    expected_minutes: dict[str, float] = Field(
+        default_factory=dict, description="Pattern of the names of runs: minutes that one takes; the first that fits."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if fixed := [name for name in _GIVEN if name in self.rl]:
+            raise ValueError(f"rl.{fixed[0]}: this follows from the study; leave it out")
+        if "steps" not in self.rl:
+            raise ValueError("rl.steps is missing; say how many steps a run has")
+        before: list[str] = []
+        for name, arm in self.arms.items():
+            other = arm.compute_of
+            if other is not None and (other not in before or self.arms[other].compute_of is not None):
+                raise ValueError(f"arms.{name}.compute_of: {other} is no arm above with steps of its own")
+            if arm.most_steps is not None and other is None:
+                raise ValueError(f"arms.{name}.most_steps: this arm has rl.steps; leave it out")
+            before.append(name)
+        return self
+
+    def minutes(self, name: str) -> float | None:
+        """Return how long a run is expected to take."""
+        return expected(self.expected_minutes, name)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is computed at once: one arm with one seed, trained and evaluated."""
+
+    task: str
+    arm: str
+    seed: int
+
+    @property
+    def label(self) -> str:
+        """The run's name within its task."""
+        return f"{self.arm}-{self.seed}"
+
+    @property
+    def name(self) -> str:
+        """How it is called: what --only is matched with.
+
+        >>> Run("sums", "cft-grpo", 2).name
+        'sums/cft-grpo-2'
+        """
+        return f"{self.task}/{self.label}"
+
+
+def runs(study: RlStudy) -> list[Run]:
+    """Return the runs of a study in order: a seed of every arm before two of one."""
+    return [Run(study.task, arm, seed) for seed in range(study.seeds) for arm in study.arms]
+
+
+def result_file(study: RlStudy, run: Run) -> Path:
+    """Return where the result of a run is."""
+    return study.results / run.task / f"{run.label}.json"
+
+
+def steps_for(tokens: float, per_step: float, *, multiple: int, most: int | None = None) -> int:
+    """Return the steps that so many tokens buy, the next multiple, and at most `most` rounded down to one.
+
+    >>> steps_for(1000, 9.0, multiple=2), steps_for(1000, 9.0, multiple=2, most=41)
+    (112, 40)
+    """
+    steps = math.ceil(tokens / per_step / multiple) * multiple
+    return steps if most is None else max(multiple, min(steps, most // multiple * multiple))
+
+
+def is_rl_study(path: Path) -> bool:
+    """Return whether the file of a study goes on from the models of another one.
+
+    Raises:
+        ConfigError: the file is missing, or is no YAML with sections.
+    """
+    return "study" in read_sections(path)
+
+
+def read_rl_study(path: Path, overrides: Mapping[str, Any]) -> tuple[RlStudy, Study]:
+    """Return the study of a YAML file with some values replaced, and the study that it goes on from.
+
+    Raises:
+        ConfigError: a file is missing, is no YAML, or has wrong values, or the two do not fit together.
+    """
+    study = validated(RlStudy, path, merged(read_sections(path), overrides))
+    record = read_study(path.parent / study.study, {})
+    if record.search is not None or study.task not in record.tasks:
+        raise ConfigError(f"the study {path}: task: {study.study} has no task {study.task} with models")
+    seeds = record.tasks[study.task].seeds
+    for name, arm in study.arms.items():
+        if arm.origin != START and seeds.get(arm.origin, 0) < study.seeds:
+            raise ConfigError(
+                f"the study {path}: arms.{name}.from: {study.study} has {seeds.get(arm.origin, 0)} seeds of "
+                f"{arm.origin}, and seeds says {study.seeds}; lower it, or name another method"
+            )
+        if name == START or name in record.methods:
+            raise ConfigError(
+                f"the study {path}: arms.{name}: {study.study} calls something else so, and both may be compared; "
+                "choose another name"
+            )
+    assert record.tuning is not None
+    if study.validation_problems > record.tuning.problems:
+        raise ConfigError(
+            f"the study {path}: validation_problems {study.validation_problems}: {study.study} keeps "
+            f"{record.tuning.problems} problems to validate on; ask for no more"
+        )
+    return study, record

@@ -1,0 +1,230 @@
+"""Running a study of reinforcement learning: run by run, each with a result that is kept.
+
+Where a model of the other study is gone, its own code makes it again, and it must come out as it was.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cruxtune.cells import Cell, Training, cell_of, write_cell
+from cruxtune.errors import StoreError
+from cruxtune.pipeline import STAGES
+from cruxtune.progress import stderr
+from cruxtune.recipe import START, plan, split_file
+from cruxtune.results import read_result
+from cruxtune.rl_settings import RlSettings
+from cruxtune.rl_study import RlStudy, Run, result_file, runs, steps_for
+from cruxtune.settings import ModelSettings
+from cruxtune.stage_settings import EvaluateSettings
+from cruxtune.store import write_atomic
+from cruxtune.study import Study, Unit
+from cruxtune.study import result_file as cell_file
+from cruxtune.study_clock import Clock, OutOfTime
+from cruxtune.study_run import StudyTask
+
+_SETTINGS = ("settings", "study", "unit")
+_CURVES = ("reward", "correct", "entropy", "length", "truncated", "equal_rewards", "clipped", "tokens_computed")
+"""Curves of the training log that results keep, besides all of its examinations."""
+
+
+def run_rl_study(study: RlStudy, record: Study, clock: Clock, *, any_start: bool = False) -> dict[str, dict[str, Any]]:
+    """Compute the runs whose results are not there, as far as the clock lets; return all results by the run's name.
+
+    Raises:
+        CruxtuneError: as the stages do.
+        StoreError: a result of other settings, a model of `record` without a result, or one that is not what it was.
+    """
+    all_runs = _Runs(study, record, clock, any_start)
+    found = {}
+    for run in runs(study):
+        result = all_runs.result(run)
+        if result is None and clock.takes(run.name):
+            try:
+                result = all_runs.compute(run)
+            except OutOfTime:
+                continue
+        if result is not None:
+            found[run.name] = result
+    return found
+
+
+def read_runs(study: RlStudy, record: Study) -> dict[str, dict[str, Any]]:
+    """Return the results that are there, by the run's name, and compute nothing.
+
+    Raises:
+        StoreError: a result of other settings.
+    """
+    return run_rl_study(study, record, Clock(max_minutes=0))
+
+
+def read_origins(study: RlStudy, record: Study) -> dict[str, list[dict[str, Any]]]:
+    """Return the cells that there are of the methods that arms go on from: what these could before."""
+    task, found = StudyTask(record, study.task, Clock(max_minutes=0), any_start=False), {}
+    for method in dict.fromkeys(arm.origin for arm in study.arms.values()):
+        seeds = 1 if method == START else study.seeds
+        cells = [task.result(Unit(study.task, "cell", method, seed)) for seed in range(seeds)]
+        found[method] = [cell for cell in cells if cell is not None]
+    return found
+
+
+class _Runs:
+    """The runs of one study."""
+
+    def __init__(self, study: RlStudy, record: Study, clock: Clock, any_start: bool) -> None:
+        self._study = study
+        self._record = record
+        self._clock = clock
+        self._task = StudyTask(record, study.task, clock, any_start)
+        self._root = study.output / study.task
+
+    def result(self, run: Run) -> dict[str, Any] | None:
+        """Return the result of a run if it is there."""
+        return read_result(result_file(self._study, run), self._settings(run), below=_SETTINGS)
+
+    def compute(self, run: Run) -> dict[str, Any]:
+        """Return the result of a run, computed (with what it needs) if it is not there."""
+        found = self.result(run)
+        if found is not None:
+            return found
+        if self._clock.over:
+            raise OutOfTime
+        steps = self._steps(run)
+        origin = self._origin(run)
+        evaluation = self._task.with_model(origin)
+        settings = self._rl(run, steps, evaluation.model)
+        manifest = self._do(run, "rl", settings)
+        evaluation = evaluation.model_copy(
+            update={
+                "model": ModelSettings(
+                    model=str(settings.output.output), dtype=evaluation.model.dtype, device=evaluation.model.device
+                ),
+                "output": evaluation.output.model_copy(update={"output": self._root / "evaluations" / run.label}),
+            }
+        )
+        self._do(run, "evaluate", evaluation)
+        path = write_cell(result_file(self._study, run), self._cell(run, origin, evaluation, settings, manifest))
+        self._task.forget(origin)
+        if not self._record.keep_checkpoints:
+            shutil.rmtree(settings.output.output)
+        result: dict[str, Any] = json.loads(path.read_text())
+        return result
+
+    def _origin(self, run: Run) -> Unit:
+        """Return the unit of the other study whose model the run goes on from."""
+        method = self._study.arms[run.arm].origin
+        return Unit(run.task, "cell", method, 0 if method == START else run.seed)
+
+    def _steps(self, run: Run) -> int:
+        """Return the steps of a run: those of all, or those that the compute of another run comes to."""
+        arm, steps = self._study.arms[run.arm], int(self._study.rl["steps"])
+        if arm.compute_of is None:
+            return steps
+        other = self.compute(Run(run.task, arm.compute_of, run.seed))["settings"]["study"]
+        total, own = sum(other["compute"].values()), self._before(self._origin(run))
+        # Whatever a step takes there it takes here: the same batch of the same problems.
+        per_step = other["compute"]["rl"] / other["steps"]
+        settings = self._rl(run, steps, None)
+        return steps_for(total - sum(own.values()), per_step, multiple=settings.steps_per_rollouts, most=arm.most_steps)
+
+    def _before(self, origin: Unit) -> dict[str, int]:
+        """Return the tokens that went through the model for annotation and training of what a run goes on from."""
+        if origin.method == START:
+            return {"annotation": 0, "training": 0}
+        training = self._training(origin)
+        annotation, computed = training.annotation_tokens, training.tokens_computed
+        if annotation is None or computed is None:
+            raise StoreError(
+                f"{cell_file(self._record, origin)} does not say what annotation and training took, without which "
+                "nothing compares at equal compute; move it away and let its study make it anew"
+            )
+        return {"annotation": annotation, "training": computed}
+
+    def _training(self, origin: Unit) -> Training:
+        return Training.model_validate(self._task.finished(origin)["training"])
+
+    def _rl(self, run: Run, steps: int, model: ModelSettings | None) -> RlSettings:
+        """Return the settings of a run's reinforcement learning, under the conditions of the other study."""
+        recipe = self._record.recipe_of(run.task, self._record.output / run.task)
+        section = {**self._study.rl, "seed": run.seed, "steps": steps, "validation": str(self._validation)}
+        planned = plan(recipe.model_copy(update={"rl": {run.label: section}}), only=f"rl {run.label}")[0].settings
+        assert isinstance(planned, RlSettings)
+        output = planned.output.model_copy(update={"output": self._root / "models" / run.label})
+        return planned.model_copy(update={"model": model or planned.model, "output": output})
+
+    @property
+    def _validation(self) -> Path:
+        return self._study.output / self._study.task / "validation.jsonl"
+
+    def _do(self, run: Run, stage: str, settings: RlSettings | EvaluateSettings) -> dict[str, Any]:
+        if stage == "rl":
+            there = (
+                split_file(self._record.output / run.task, "validation").read_text(encoding="utf-8").splitlines(True)
+            )
+            self._validation.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(self._validation, "".join(there[: self._study.validation_problems]).encode())
+        stderr.print(f"[bold]{run.name}[/bold] {stage}")
+        manifest = STAGES[stage](settings)
+        # A model that is no longer used must not stay beside the next one.
+        gc.collect()
+        return manifest
+
+    def _cell(
+        self,
+        run: Run,
+        origin: Unit,
+        evaluation: EvaluateSettings,
+        settings: RlSettings,
+        manifest: Mapping[str, Any],
+    ) -> Cell:
+        """Return the evaluation of a run, with what it took from the start on."""
+        done, before = manifest["accounting"], self._before(origin)
+        trained = None if origin.method == START else self._training(origin)
+        cell = cell_of(evaluation.output.output, method=run.arm, seed=run.seed, benchmark=run.task)
+        # Every token of a rollout is trained on.
+        seen = done["tokens_trained"] + (trained.tokens_trained / trained.share_trained if trained else 0)
+        tokens_trained = done["tokens_trained"] + (trained.tokens_trained if trained else 0)
+        training = Training(
+            steps=done["steps"] + (trained.steps if trained else 0),
+            tokens_trained=tokens_trained,
+            share_trained=round(tokens_trained / max(1, seen), 6),
+            tokens_computed=done["tokens_computed"] + before["training"],
+            respond_tokens=trained.respond_tokens if trained else 0,
+            annotate_tokens=trained.annotate_tokens if trained else 0,
+            seconds=round(done["seconds"] + (trained.seconds if trained else 0.0), 3),
+            curves=_curves(settings.output.output / "training_log.jsonl"),
+        )
+        study = {
+            "unit": self._settings(run),
+            "steps": done["steps"],
+            "compute": {**before, "rl": done["tokens_computed"]},
+            "model": manifest["identity"]["model"],
+        }
+        named = {"method": "grpo", "from": origin.method, "learning_rate": settings.learning_rate}
+        seconds = {**cell.seconds, "rl": done["seconds"]}
+        return cell.model_copy(update={"settings": {**named, "study": study}, "training": training, "seconds": seconds})
+
+    def _settings(self, run: Run) -> dict[str, Any]:
+        """Return what the result of a run depends on."""
+        return {
+            "rl": self._study.rl,
+            "arm": self._study.arms[run.arm].model_dump(mode="json", by_alias=True, exclude_none=True),
+            "validation": self._study.validation_problems,
+            "origin": self._task.settings_of(self._origin(run)),
+        }
+
+
+def _curves(log: Path) -> dict[str, list[tuple[int, float]]]:
+    """Return (step, value) of each curve; of a step that is there twice, as it was examined, one."""
+    curves: dict[str, dict[int, float]] = {}
+    for line in log.read_text(encoding="utf-8").splitlines():
+        entry = json.loads(line)
+        for name, value in entry.items():
+            if (name in _CURVES or name.startswith("eval_")) and value is not None:
+                curves.setdefault(name, {})[entry["step"]] = round(value, 6)
+    return {name: sorted(points.items()) for name, points in sorted(curves.items())}

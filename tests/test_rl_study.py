@@ -1,0 +1,245 @@
+"""GRPO from the models of a tiny study, with a verifier that finds about half of all texts correct."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cruxtune.errors import ConfigError, StoreError
+from cruxtune.rl_study import read_rl_study, runs
+from cruxtune.rl_study_commands import listing, rl_study_command
+from cruxtune.rl_study_page import page
+from cruxtune.rl_study_summary import bands, equal_compute, summarise
+from cruxtune.study_clock import Clock
+from cruxtune.study_commands import study_command
+
+ROOT = Path(__file__).parents[1]
+
+RUNS = [
+    *("sums/grpo-0", "sums/sft-grpo-0", "sums/cft-grpo-0", "sums/grpo-longer-0"),
+    *("sums/grpo-1", "sums/sft-grpo-1", "sums/cft-grpo-1", "sums/grpo-longer-1"),
+]
+
+
+@pytest.fixture
+def content(tmp_path: Path, tiny_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The file of a study of four arms and two seeds, beside that of the study whose models they go on from."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "judge_even.py").write_text("def judge(text, problem):\n    return sum(text.encode()) % 2 == 0\n")
+    record = {
+        "output": "work",
+        "results": "found",
+        "threads": 1,
+        "recipe": {
+            "model": {"model": str(tiny_checkpoint(tmp_path / "model")), "dtype": "float64"},
+            "prompt": {"template": "plain"},
+            "verifier": {"verifier": "judge_even:judge"},
+            "decoding": {"max_new_tokens": 8},
+            "engine": {"batch_size": 8, "draft_length": 2},
+            "splits": {"coldstart": 8, "train": 12, "heldout": 6},
+            "coldstart": {"learning_rate": 1e-6, "epochs": 1, "batch_size": 8},
+            "validation": {"probe": 2},
+            "evaluate": {"samples": 4, "sampled_problems": 4},
+        },
+        "tasks": {
+            "sums": {
+                "seeds": {"sft": 2, "cft": 2},
+                "recipe": {"problems": {"problems": "gym:chain_sum", "size": 80, "kind": "custom"}},
+            }
+        },
+        "methods": {"sft": {"method": "sft", "epochs": 1}, "cft": {"method": "cft", "epochs": 1}},
+        "tuning": {"learning_rates": [1e-4], "problems": 6},
+        "power": {"disagreement": 0.2, "between_seeds": 0.1, "seed_deviation": 0.0},
+    }
+    Path("studies").mkdir()
+    Path("studies/record.yaml").write_text(yaml.safe_dump(record, sort_keys=False))
+    return {
+        "study": "record.yaml",
+        "task": "sums",
+        "output": "rl-work",
+        "results": "rl-found",
+        "arms": {
+            "grpo": {"from": "start"},
+            "sft-grpo": {"from": "sft"},
+            "cft-grpo": {"from": "cft"},
+            "grpo-longer": {"from": "start", "compute_of": "cft-grpo", "most_steps": 40},
+        },
+        "seeds": 2,
+        "validation_problems": 4,
+        "rl": {
+            "steps": 2,
+            "generations": 4,
+            "batch_size": 8,
+            "learning_rate": 1e-2,
+            "evaluate_every": 2,
+            "validation_samples": 2,
+        },
+        "expected_minutes": {"*/grpo-longer-*": 9, "*": 3},
+    }
+
+
+def written(content: dict[str, Any]) -> Path:
+    """The file of a study."""
+    path = Path("studies/rl.yaml")
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    return path
+
+
+def test_runs_come_seed_by_seed(content: dict[str, Any]) -> None:
+    """A seed of every arm before two of one; the listing has them with their minutes, and what can be detected."""
+    study, record = read_rl_study(written(content), {})
+    assert [run.name for run in runs(study)] == RUNS
+    lines = list(listing(study, record))
+    assert lines[3] == "missing    9 min  sums/grpo-longer-0"
+    assert lines[8] == f"left: about {(2 * 9 + 6 * 3) / 60:.1f} hours"
+    assert any(line.startswith("| 6 held-out problems | ") for line in lines)
+    assert any(line.startswith("| 4 validation problems | ") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"task": "words"}, "record.yaml has no task words"),
+        ({"seeds": 3}, "record.yaml has 2 seeds of sft, and seeds says 3"),
+        ({"validation_problems": 7}, "record.yaml keeps 6 problems to validate on"),
+        ({"arms": {"cft": {"from": "start"}}}, "arms.cft: record.yaml calls something else so"),
+        ({"arms": {"a": {"from": "start", "most_steps": 3}}}, "arms.a.most_steps: this arm has rl.steps"),
+        ({"arms": {"a": {"from": "start", "compute_of": "b"}}}, "arms.a.compute_of: b is no arm above"),
+        ({"rl": {"steps": 2, "seed": 1}}, "rl.seed: this follows from the study"),
+        ({"rl": {}}, "rl.steps is missing"),
+        ({"study": "none.yaml"}, "none.yaml does not exist"),
+    ],
+)
+def test_wrong_studies_are_explained(content: dict[str, Any], change: dict[str, Any], message: str) -> None:
+    """What does not fit the other study, and what follows from it."""
+    with pytest.raises(ConfigError, match=message):
+        read_rl_study(written({**content, **change}), {})
+
+
+def test_what_is_gone_on_from_must_be_there(content: dict[str, Any]) -> None:
+    """Without the other study's result nothing is trained, and the page says that nothing was run."""
+    with pytest.raises(StoreError, match=r"found/sums/sft-0.json is missing.*--only sums/sft-0"):
+        rl_study_command(written(content), {}, Clock(only="*/sft-grpo-0"))
+    assert "Not run yet: 0 of 8 runs." in Path("rl-found.md").read_text()
+    assert not Path("rl-found").exists()
+
+
+def test_the_committed_page_is_that_of_the_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/results/rl.md is what the study's file and the results that are committed give."""
+    from cruxtune.rl_study_run import read_origins, read_runs
+
+    monkeypatch.chdir(ROOT)
+    path = Path("recipes/studies/rl-small.yaml")
+    study, record = read_rl_study(path, {})
+    result = summarise(study, read_runs(study, record), read_origins(study, record))
+    text = page(path.as_posix(), study, record, result, "rl.svg" if result["done"] else None)
+    assert text == Path("docs/results/rl.md").read_text(encoding="utf-8")
+
+
+def test_bands_are_over_all_seeds() -> None:
+    """Curves go as far as every seed does; at equal compute each seed counts with its own last validation."""
+    curves = [{"reward": [[1, 0.0], [3, 0.5]]}, {"reward": [[1, 1.0], [3, 0.0], [5, 1.0]]}]
+    assert bands(curves) == {"reward": [[1, 0.5, 0.0, 1.0], [3, 0.25, 0.0, 0.5]]}
+    late = {0: [(40, {"a": 0.0}), (90, {"a": 1.0})], 1: [(60, {"a": 0.5}), (80, {"a": 0.75})]}
+    soon = {0: [(0, {"a": 0.25}), (50, {"a": 0.5})], 1: [(0, {"a": 0.25}), (50, {"a": 0.0}), (70, {"a": 1.0})]}
+    only = {1: [(0, {"a": 0.0}), (55, {"a": 1.0})]}
+    only_end, soon_end, late_end = equal_compute({"late": late, "soon": soon, "only": only})
+    assert [(end["end_of"], end["tokens"]) for end in (only_end, soon_end, late_end)] == [
+        *(("only", 55), ("soon", 60), ("late", 85))
+    ]
+    assert only_end["arms"]["late"] == {"state": "not begun"}
+    assert only_end["arms"]["soon"] == {"state": "running", "a": {"mean": 0.0, "low": 0.0, "high": 0.0, "seeds": 1}}
+    # In seed 0 at 50 tokens, in seed 1 at 70.
+    assert soon_end["arms"]["late"] == {"state": "running", "a": {"mean": 0.25, "low": 0.0, "high": 0.5, "seeds": 2}}
+    assert late_end["arms"]["late"]["a"] == {"mean": 0.875, "low": 0.75, "high": 1.0, "seeds": 2}
+    assert late_end["arms"]["soon"] == {"state": "ended", "a": {"mean": 0.75, "low": 0.5, "high": 1.0, "seeds": 2}}
+
+
+@pytest.mark.slow
+def test_a_killed_study_goes_on_and_its_page_is_that_of_its_logs(
+    content: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All arms, stopped before an evaluation and continued without models: JSON, page and compute agree."""
+    from cruxtune import pipeline
+
+    content["seeds"] = 1
+    study_command(Path("studies/record.yaml"), {}, Clock(only="sums/*[t0]"))
+    there = {path: path.read_bytes() for path in Path("found/sums").glob("*.json")}
+    path, evaluate, logs = written(content), pipeline.STAGES["evaluate"], {}
+
+    def stopping(settings: Any) -> Any:
+        model = Path(settings.model.model)
+        logs[model.name] = [json.loads(line) for line in (model / "training_log.jsonl").read_text().splitlines()]
+        if model.name == "cft-grpo-0" and not Path("rl-work/stopped").exists():
+            Path("rl-work/stopped").touch()
+            raise KeyboardInterrupt
+        return evaluate(settings)
+
+    monkeypatch.setitem(pipeline.STAGES, "evaluate", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        study_command(path, {}, Clock())
+    text = Path("rl-found.md").read_text()
+    assert "2 of 4 runs are done. Missing: sums/cft-grpo-0, sums/grpo-longer-0." in text
+    before = {file: file.read_bytes() for file in Path("rl-found/sums").iterdir()}
+    shutil.rmtree("work")
+    study_command(path, {}, Clock())
+    assert {file: file.read_bytes() for file in before} == before
+    # The start and the models that were gone came out as they were, and no result of theirs was touched.
+    assert {file: file.read_bytes() for file in there} == there
+    assert not list(Path("rl-work").rglob("*.safetensors"))
+
+    result = json.loads(Path("rl-found.json").read_text())
+    assert list(result["before"]) == ["start", "sft", "cft"]
+    assert (result["done"], result["missing"]) == (RUNS[:4], [])
+    runs_of = {name: json.loads(Path(f"rl-found/{name}.json").read_text()) for name in RUNS[:4]}
+    totals = {}
+    for name, run in runs_of.items():
+        log, cost = logs[name.partition("/")[2]], run["settings"]["study"]["compute"]
+        examined = [entry for entry in log if "eval_accuracy" in entry]
+        assert run["training"]["curves"]["eval_pass@2"] == [[entry["step"], entry["eval_pass@2"]] for entry in examined]
+        assert run["training"]["curves"]["reward"] == [
+            [entry["step"], pytest.approx(entry["reward"], abs=1e-6)] for entry in log if "reward" in entry
+        ]
+        assert cost["rl"] == examined[-1]["tokens_computed"] > 0
+        assert (len(run["greedy"]), len(run["sampled"]["problems"])) == (6, 4)
+        method = result["arms"][run["method"]]["from"]
+        origin = json.loads(Path(f"found/sums/{method}-{run['seed']}.json").read_text()) if method != "start" else None
+        spent = origin["training"] if origin else {"respond_tokens": 0, "annotate_tokens": 0, "tokens_computed": 0}
+        assert cost["annotation"] == spent["respond_tokens"] + spent["annotate_tokens"]
+        assert cost["training"] == spent["tokens_computed"]
+        totals[name] = sum(cost.values())
+    cost = runs_of["sums/cft-grpo-0"]["settings"]["study"]["compute"]
+    assert cost["annotation"] > runs_of["sums/sft-grpo-0"]["settings"]["study"]["compute"]["annotation"] > 0
+    assert result["arms"]["grpo"]["steps"] == [2]
+    # At 2 steps for what GRPO took after CFT, all that CFT and GRPO took buys so many; each rollout serves 2 of them.
+    bought = totals["sums/cft-grpo-0"] / (cost["rl"] / 2)
+    assert bought <= result["arms"]["grpo-longer"]["steps"][0] < bought + 2
+
+    ends = result["equal_compute"]
+    assert [end["tokens"] for end in ends] == sorted(totals.values())
+    for end in ends:
+        for arm, reached in end["arms"].items():
+            spent = runs_of[f"sums/{arm}-0"]["settings"]["study"]["compute"]
+            before = spent["annotation"] + spent["training"]
+            examined = [entry for entry in logs[f"{arm}-0"] if "eval_accuracy" in entry]
+            last = [entry for entry in examined if before + entry["tokens_computed"] <= end["tokens"]][-1]
+            assert reached["eval_accuracy"]["mean"] == last["eval_accuracy"]
+            assert reached["state"] == ("ended" if totals[f"sums/{arm}-0"] < end["tokens"] else "running")
+
+    text = Path("rl-found.md").read_text()
+    assert "All 4 runs are done." in text
+    assert f"![Curves, bands over seeds]({Path('rl-found.svg').name})" in text
+    share = sum(runs_of["sums/cft-grpo-0"]["greedy"]) / 6
+    assert f"{100 * share:.1f} %" in next(line for line in text.splitlines() if line.startswith("| cft-grpo | 1 |"))
+    comparison = json.loads(Path("rl-found/comparison.json").read_text())
+    assert set(comparison["methods"]) == set(content["arms"])
+
+    content["rl"]["learning_rate"] = 0.02
+    with pytest.raises(StoreError, match=r"rl.learning_rate = 0.01, and the study has 0.02"):
+        study_command(written(content), {}, Clock())
