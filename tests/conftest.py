@@ -136,3 +136,19 @@ def _byte_characters() -> list[str]:
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     extra = (chr(256 + number) for number in range(256))
     return [chr(byte) if byte in printable else next(extra) for byte in range(256)]
+
+
+@pytest.fixture
+def study_recipe(
+    tmp_path: Path, tiny_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> dict[str, Any]:
+    """What the recipes of tiny studies share, in a current directory of their own."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "judge_even.py").write_text("def judge(text, problem):\n    return sum(text.encode()) % 2 == 0\n")
+    return {
+        "model": {"model": str(tiny_checkpoint(tmp_path / "model")), "dtype": "float64"},
+        "prompt": {"template": "plain"},
+        "verifier": {"verifier": "judge_even:judge"},
+        "engine": {"batch_size": 8, "draft_length": 2},
+        "coldstart": {"learning_rate": 1e-6, "epochs": 1, "batch_size": 8},
+    }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,22 +27,16 @@ RUNS = [
 
 
 @pytest.fixture
-def content(tmp_path: Path, tiny_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def content(study_recipe: dict[str, Any]) -> dict[str, Any]:
     """The file of a study of four arms and two seeds, beside that of the study whose models they go on from."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "judge_even.py").write_text("def judge(text, problem):\n    return sum(text.encode()) % 2 == 0\n")
     record = {
         "output": "work",
         "results": "found",
         "threads": 1,
         "recipe": {
-            "model": {"model": str(tiny_checkpoint(tmp_path / "model")), "dtype": "float64"},
-            "prompt": {"template": "plain"},
-            "verifier": {"verifier": "judge_even:judge"},
+            **study_recipe,
             "decoding": {"max_new_tokens": 8},
-            "engine": {"batch_size": 8, "draft_length": 2},
             "splits": {"coldstart": 8, "train": 12, "heldout": 6},
-            "coldstart": {"learning_rate": 1e-6, "epochs": 1, "batch_size": 8},
             "validation": {"probe": 2},
             "evaluate": {"samples": 4, "sampled_problems": 4},
         },

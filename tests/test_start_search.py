@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +15,14 @@ from cruxtune.study_clock import Clock
 
 
 @pytest.fixture
-def content(tmp_path: Path, tiny_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def content(study_recipe: dict[str, Any]) -> dict[str, Any]:
     """A search of one task and two lengths of the cold start, whose working directory is the current one."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "judge_even.py").write_text("def judge(text, problem):\n    return sum(text.encode()) % 2 == 0\n")
     return {
         "output": "work",
         "results": "found",
         "recipe": {
-            "model": {"model": str(tiny_checkpoint(tmp_path / "model")), "dtype": "float64"},
-            "prompt": {"template": "plain"},
-            "verifier": {"verifier": "judge_even:judge"},
+            **study_recipe,
             "decoding": {"max_new_tokens": 12},
-            "engine": {"batch_size": 8, "draft_length": 2},
-            "coldstart": {"learning_rate": 1e-6, "epochs": 1, "batch_size": 8},
         },
         "tasks": {"sums": {"recipe": {"problems": {"problems": "gym:chain_sum", "size": 200, "kind": "custom"}}}},
         "search": {

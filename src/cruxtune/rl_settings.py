@@ -17,7 +17,7 @@ from cruxtune.settings import (
     VerifierSettings,
 )
 from cruxtune.stage_settings import HubSettings, LoraSettings, ValidationSettings
-from cruxtune.trainer_fields import REFUSED_TRAINER_FIELDS
+from cruxtune.trainer_fields import REFUSED_TRAINER_FIELDS, check_fields, check_micro_batch
 
 _BATCHES = "use --batch-size, --micro-batch-size and --rollout-steps"
 _MEASURED = "use --validation and --evaluate-every"
@@ -176,17 +176,11 @@ class RlSettings(Settings):
                 f"batch_size {self.batch_size} times rollout_steps {self.rollout_steps} is no multiple of generations "
                 f"{self.generations}: groups would be cut apart; change one of them"
             )
-        if self.micro_batch_size and self.batch_size % self.micro_batch_size:
-            raise ValueError(
-                f"micro_batch_size {self.micro_batch_size} does not divide batch_size {self.batch_size}: "
-                "the steps would not have the batch size that you asked for"
-            )
+        check_micro_batch(self.batch_size, self.micro_batch_size)
         if self.format_reward and self.verifier.verifier:
             raise ValueError(
                 "format_reward goes by the form in which the verifier found the answer, and --verifier names no form; "
                 "leave out one of them"
             )
-        for name, reason in REFUSED_RL_FIELDS.items():
-            if name in self.trainer:
-                raise ValueError(f"trainer field {name} is refused: {reason}")
+        check_fields(self.trainer, REFUSED_RL_FIELDS)
         return self

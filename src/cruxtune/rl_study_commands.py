@@ -18,7 +18,7 @@ from cruxtune.stage_settings import CompareSettings
 from cruxtune.store import write_atomic
 from cruxtune.study import Study
 from cruxtune.study_clock import Clock
-from cruxtune.study_commands import lines
+from cruxtune.study_commands import lines, use_threads
 
 
 def rl_study_command(
@@ -42,10 +42,7 @@ def rl_study_command(
         for text in listing(study, record):
             typer.echo(text)
         return
-    if study.threads is not None:
-        import torch
-
-        torch.set_num_threads(study.threads)
+    use_threads(study.threads)
     from cruxtune.rl_study_run import run_rl_study
 
     try:

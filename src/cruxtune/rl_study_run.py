@@ -5,7 +5,6 @@ Where a model of the other study is gone, its own code makes it again, and it mu
 
 from __future__ import annotations
 
-import gc
 import json
 import shutil
 from collections.abc import Mapping
@@ -14,9 +13,7 @@ from typing import Any
 
 from cruxtune.cells import Cell, Training, cell_of, write_cell
 from cruxtune.errors import StoreError
-from cruxtune.pipeline import STAGES
-from cruxtune.progress import stderr
-from cruxtune.recipe import START, plan, split_file
+from cruxtune.recipe import START, Step, plan, split_file
 from cruxtune.results import read_result
 from cruxtune.rl_settings import RlSettings
 from cruxtune.rl_study import RlStudy, Run, result_file, runs, steps_for
@@ -25,8 +22,8 @@ from cruxtune.stage_settings import EvaluateSettings
 from cruxtune.store import write_atomic
 from cruxtune.study import Study, Unit
 from cruxtune.study import result_file as cell_file
-from cruxtune.study_clock import Clock, OutOfTime
-from cruxtune.study_run import StudyTask
+from cruxtune.study_clock import Clock, OutOfTime, compute_missing
+from cruxtune.study_run import StudyTask, run_step
 
 _SETTINGS = ("settings", "study", "unit")
 _CURVES = ("reward", "correct", "entropy", "length", "truncated", "equal_rewards", "clipped", "tokens_computed")
@@ -41,17 +38,7 @@ def run_rl_study(study: RlStudy, record: Study, clock: Clock, *, any_start: bool
         StoreError: a result of other settings, a model of `record` without a result, or one that is not what it was.
     """
     all_runs = _Runs(study, record, clock, any_start)
-    found = {}
-    for run in runs(study):
-        result = all_runs.result(run)
-        if result is None and clock.takes(run.name):
-            try:
-                result = all_runs.compute(run)
-            except OutOfTime:
-                continue
-        if result is not None:
-            found[run.name] = result
-    return found
+    return compute_missing(runs(study), clock, all_runs.result, all_runs.compute)
 
 
 def read_runs(study: RlStudy, record: Study) -> dict[str, dict[str, Any]]:
@@ -98,7 +85,8 @@ class _Runs:
         origin = self._origin(run)
         evaluation = self._task.with_model(origin)
         settings = self._rl(run, steps, evaluation.model)
-        manifest = self._do(run, "rl", settings)
+        self._write_validation()
+        manifest = run_step(run.name, Step("rl", "rl", settings))
         evaluation = evaluation.model_copy(
             update={
                 "model": ModelSettings(
@@ -107,7 +95,7 @@ class _Runs:
                 "output": evaluation.output.model_copy(update={"output": self._root / "evaluations" / run.label}),
             }
         )
-        self._do(run, "evaluate", evaluation)
+        run_step(run.name, Step("evaluate", "evaluate", evaluation))
         path = write_cell(result_file(self._study, run), self._cell(run, origin, evaluation, settings, manifest))
         self._task.forget(origin)
         if not self._record.keep_checkpoints:
@@ -161,18 +149,12 @@ class _Runs:
     def _validation(self) -> Path:
         return self._study.output / self._study.task / "validation.jsonl"
 
-    def _do(self, run: Run, stage: str, settings: RlSettings | EvaluateSettings) -> dict[str, Any]:
-        if stage == "rl":
-            there = (
-                split_file(self._record.output / run.task, "validation").read_text(encoding="utf-8").splitlines(True)
-            )
-            self._validation.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(self._validation, "".join(there[: self._study.validation_problems]).encode())
-        stderr.print(f"[bold]{run.name}[/bold] {stage}")
-        manifest = STAGES[stage](settings)
-        # A model that is no longer used must not stay beside the next one.
-        gc.collect()
-        return manifest
+    def _write_validation(self) -> None:
+        """Write the problems that are examined while a model trains: the first of the other study's."""
+        split = split_file(self._record.output / self._study.task, "validation")
+        there = split.read_text(encoding="utf-8").splitlines(True)
+        self._validation.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(self._validation, "".join(there[: self._study.validation_problems]).encode())
 
     def _cell(
         self,

@@ -20,7 +20,7 @@ from cruxtune.settings import (
     VerifierSettings,
     flag,
 )
-from cruxtune.trainer_fields import REFUSED_TRAINER_FIELDS
+from cruxtune.trainer_fields import REFUSED_TRAINER_FIELDS, check_fields, check_micro_batch
 
 
 class RespondSettings(Settings):
@@ -342,19 +342,13 @@ class TrainSettings(Settings):
             raise ValueError(f"{given}: say how --validation answers and judges, which is missing; leave them out")
         if self.method == "gold" and self.validation.probe:
             raise ValueError("--probe reads annotated responses, which method gold has none of")
-        if self.micro_batch_size and self.batch_size % self.micro_batch_size:
-            raise ValueError(
-                f"micro_batch_size {self.micro_batch_size} does not divide batch_size {self.batch_size}: "
-                "the steps would not have the batch size that you asked for"
-            )
+        check_micro_batch(self.batch_size, self.micro_batch_size)
         if self.model and self.model.dtype in ("bfloat16", "float16") and not self.low_rank.lora:
             raise ValueError(
                 f"dtype {self.model.dtype} keeps no exact copy of the weights, so that most updates would round to "
                 "nothing; leave dtype at auto (float32 weights, bfloat16 arithmetic), or train with lora"
             )
-        for name, reason in REFUSED_TRAINER_FIELDS.items():
-            if name in self.trainer:
-                raise ValueError(f"trainer field {name} is refused: {reason}")
+        check_fields(self.trainer, REFUSED_TRAINER_FIELDS)
         return self
 
 

@@ -3,7 +3,20 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
+from typing import Any, Protocol, TypeVar
+
+
+class Named(Protocol):
+    """What a study computes one by one: a unit or a run."""
+
+    @property
+    def name(self) -> str:
+        """How it is called: what --only is matched with."""
+
+
+_Unit = TypeVar("_Unit", bound=Named)
 
 
 class OutOfTime(Exception):
@@ -36,3 +49,23 @@ class Clock:
     def takes(self, name: str) -> bool:
         """Return whether the unit of this name is to be computed."""
         return not self.over and fnmatchcase(name, self._only)
+
+
+def compute_missing(
+    units: Iterable[_Unit],
+    clock: Clock,
+    result: Callable[[_Unit], dict[str, Any] | None],
+    compute: Callable[[_Unit], dict[str, Any]],
+) -> dict[str, dict[str, Any]]:
+    """Compute the units without a result, as far as the clock lets; return all results by the unit's name."""
+    found = {}
+    for unit in units:
+        there = result(unit)
+        if there is None and clock.takes(unit.name):
+            try:
+                there = compute(unit)
+            except OutOfTime:
+                continue
+        if there is not None:
+            found[unit.name] = there
+    return found

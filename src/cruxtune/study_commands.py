@@ -42,10 +42,7 @@ def study_command(
         for line in listing(study):
             typer.echo(line)
         return
-    if study.threads is not None:
-        import torch
-
-        torch.set_num_threads(study.threads)
+    use_threads(study.threads)
     if study.search is not None:
         start_search.run_search(study, clock)
     elif starts:
@@ -66,6 +63,14 @@ def study_command(
         if any(unit.kind == "cell" for unit in units(study) if unit.name in found):
             _compare(study)
     typer.echo(study.results)
+
+
+def use_threads(threads: int | None) -> None:
+    """Let torch use so many threads; as many as it likes without a number."""
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
 
 
 def listing(study: Study) -> Iterator[str]:

@@ -28,7 +28,7 @@ from cruxtune.stage_settings import EvaluateSettings
 from cruxtune.statistics import bootstrap_interval
 from cruxtune.store import read_rows
 from cruxtune.study import Study, Unit, result_file, units
-from cruxtune.study_clock import Clock, OutOfTime
+from cruxtune.study_clock import Clock, OutOfTime, compute_missing
 
 _log = logging.getLogger("cruxtune")
 
@@ -49,18 +49,9 @@ def run_study(study: Study, clock: Clock, *, any_start: bool = False) -> dict[st
         StoreError: a result of other settings, or a start that is not the one of the results.
     """
     tasks = {name: StudyTask(study, name, clock, any_start) for name in study.tasks}
-    found: dict[str, dict[str, Any]] = {}
-    for unit in units(study):
-        task = tasks[unit.task]
-        result = task.result(unit)
-        if result is None and clock.takes(unit.name):
-            try:
-                result = task.compute(unit)
-            except OutOfTime:
-                continue
-        if result is not None:
-            found[unit.name] = result
-    return found
+    return compute_missing(
+        units(study), clock, lambda unit: tasks[unit.task].result(unit), lambda unit: tasks[unit.task].compute(unit)
+    )
 
 
 def make_starts(study: Study, clock: Clock, *, any_start: bool = False) -> dict[str, Path]:
@@ -99,6 +90,15 @@ def chosen_rate(accuracies: Mapping[float, float]) -> float:
     1e-05
     """
     return min(accuracies, key=lambda rate: (-accuracies[rate], rate))
+
+
+def run_step(name: str, step: Step) -> dict[str, Any]:
+    """Run a step for the unit of this name; what it has done already it does not do again."""
+    stderr.print(f"[bold]{name}[/bold] {step.name}")
+    manifest = STAGES[step.stage](step.settings)
+    # A model that is no longer used must not stay beside the next one.
+    gc.collect()
+    return manifest
 
 
 class StudyTask:
@@ -303,12 +303,7 @@ class StudyTask:
         return {step.name: step for step in plan(recipe)}
 
     def _do(self, unit: Unit, step: Step) -> dict[str, Any]:
-        """Run a step; what it has done already it does not do again."""
-        stderr.print(f"[bold]{unit.name}[/bold] {step.name}")
-        manifest = STAGES[step.stage](step.settings)
-        # A model that is no longer used must not stay beside the next one.
-        gc.collect()
-        return manifest
+        return run_step(unit.name, step)
 
     def _keep(self, unit: Unit, content: Mapping[str, Any]) -> dict[str, Any]:
         """Write a result, and delete what it makes superfluous."""

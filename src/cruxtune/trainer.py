@@ -11,22 +11,27 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from cruxtune.errors import ConfigError, DataError
+from cruxtune.hub import check_access, push
 from cruxtune.masks import IGNORE_INDEX, TrainingRow
 from cruxtune.models import computes_in_bfloat16, locate, pick_device, quiet_libraries
-from cruxtune.processes import agreed, count, from_first, index, share_batch
+from cruxtune.processes import agreed, count, from_first, index, join, share_batch
 from cruxtune.progress import bar
 from cruxtune.rl_settings import RlSettings
 from cruxtune.settings import ModelSettings
 from cruxtune.stage_settings import LoraSettings, TrainSettings, ValidationSettings
+from cruxtune.store import Workspace, read_manifest
 
 STATE = "trainer_state.json"
 SAVE_EVERY = 180.0
 """Seconds of training between checkpoints: the most that a crash costs. A checkpoint is three times the weights."""
 _NEVER = 10**9
+_PATIENCE = 1800.0
+"""Seconds that processes wait for each other: the Trainer's own."""
 _PARTS = (
     # By itself; in one file or in shards of FSDP; DeepSpeed's.
     ("optimizer.pt", "optimizer.bin", "optimizer_0", "latest"),
@@ -39,6 +44,43 @@ _LOGGED = {name: name for name in ("step", "epoch", "loss", "grad_norm", "learni
 """Names of the trainer's log and of ours."""
 _COUNTED = ("tokens_trained", "tokens_computed")
 """What a trainer counts, which its checkpoints carry."""
+
+
+def train_together(
+    stage: str,
+    settings: TrainSettings | RlSettings,
+    identity: Mapping[str, Any],
+    device: str,
+    train: Callable[[Workspace], None],
+) -> dict[str, Any]:
+    """Train in the workspace of --output, unless that is done, push the result if asked, and return its manifest.
+
+    Every process comes through here: they join, and the first alone writes and pushes.
+
+    Raises:
+        ConfigError: a repository of the Hub that cannot be written.
+        StoreError: the output belongs to other settings.
+    """
+    join(device, settings.trainer.get("ddp_timeout", _PATIENCE))
+    first, output = index() == 0, settings.output
+    workspace = Workspace(output.output, stage, identity, overwrite=output.overwrite, writes=first)
+    with ExitStack() as stack:
+        for turn in (True, False):
+            with agreed():
+                if turn == first:
+                    stack.enter_context(workspace)
+        repository = None
+        with agreed():
+            wanted = settings.hub.push_to_hub
+            pushes = wanted is not None and workspace.manifest.get("pushed", {}).get("asked") != wanted
+            if first and pushes:
+                # Before hours are spent.
+                repository = check_access(settings.hub)
+        if not workspace.complete:
+            train(workspace)
+        if repository:
+            workspace.remember(pushed={"asked": wanted, "url": push(output.output, repository)})
+        return workspace.manifest if first else read_manifest(output.output)
 
 
 def training_model_settings(model: ModelSettings, lora: LoraSettings) -> ModelSettings:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
 _LABELS = "the labels are ours: which tokens are trained is what --method decides"
 _BATCHES = "methods would no longer see the same rows in the same batches"
 _MEASURED = "use --validation, --probe, --evaluate-every and --keep"
@@ -62,3 +64,27 @@ REFUSED_TRAINER_FIELDS = {
     "use_liger_kernel": "its loss ignores the labels that we give",
 }
 """SFTConfig fields that a recipe may not set in `trainer`: they change or drop labels, or have a flag of their own."""
+
+
+def check_fields(given: Iterable[str], refused: Mapping[str, str]) -> None:
+    """Refuse a trainer field by name, with the reason.
+
+    Raises:
+        ValueError: one of the fields is refused.
+    """
+    for name, reason in refused.items():
+        if name in given:
+            raise ValueError(f"trainer field {name} is refused: {reason}")
+
+
+def check_micro_batch(batch_size: int, micro_batch_size: int | None) -> None:
+    """Refuse a micro-batch that does not divide the batch.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if micro_batch_size and batch_size % micro_batch_size:
+        raise ValueError(
+            f"micro_batch_size {micro_batch_size} does not divide batch_size {batch_size}: "
+            "the steps would not have the batch size that you asked for"
+        )

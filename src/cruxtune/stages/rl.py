@@ -15,29 +15,35 @@ import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from cruxtune.accounting import WorkClock, count_verdicts, peak_memory_gib
 from cruxtune.benchmark_rows import refuse_test_problems
 from cruxtune.contamination import training_problems
 from cruxtune.errors import ConfigError, DataError
-from cruxtune.hub import check_access, push
 from cruxtune.modelcard import write_card
 from cruxtune.models import context_length, end_of_sequence_ids, end_with, fingerprint, load_model, locate, pick_device
 from cruxtune.problems import fingerprint as problems_fingerprint
-from cruxtune.processes import agreed, count, index, join, refuse_spreading
+from cruxtune.processes import agreed, count, index, refuse_spreading
 from cruxtune.prompts import Renderer, tokenizer_hash
 from cruxtune.records import Problem
 from cruxtune.rl_settings import RlSettings
 from cruxtune.runner import greedy, open_verifier
 from cruxtune.settings import identity_of
 from cruxtune.stage_settings import HubSettings
-from cruxtune.store import Workspace, read_manifest, write_atomic
-from cruxtune.trainer import keep_logs, last_checkpoint, prepare_base, run_trainer, save_result, training_model_settings
+from cruxtune.store import Workspace, write_atomic
+from cruxtune.trainer import (
+    keep_logs,
+    last_checkpoint,
+    prepare_base,
+    run_trainer,
+    save_result,
+    train_together,
+    training_model_settings,
+)
 from cruxtune.validation import Held, hold_back
 
-_PATIENCE = 1800.0
-"""Seconds that processes wait for each other: the Trainer's own."""
 _WORK = "trainer"
 _CURVES = ("reward", "correct", "equal_rewards", "length", "truncated", "entropy", "clipped")
 
@@ -69,26 +75,7 @@ def rl(settings: RlSettings) -> dict[str, Any]:
     problems = [problem for problem in problems if problem.id not in held.left_out]
     device = pick_device(settings.model.device)
     refuse_spreading(settings)
-    join(device, settings.trainer.get("ddp_timeout", _PATIENCE))
-    first = index() == 0
-    workspace = Workspace(output.output, "rl", identity, overwrite=output.overwrite, writes=first)
-    with ExitStack() as stack:
-        for turn in (True, False):
-            with agreed():
-                if turn == first:
-                    stack.enter_context(workspace)
-        repository = None
-        with agreed():
-            wanted = settings.hub.push_to_hub
-            pushes = wanted is not None and workspace.manifest.get("pushed", {}).get("asked") != wanted
-            if first and pushes:
-                # Before hours are spent.
-                repository = check_access(settings.hub)
-        if not workspace.complete:
-            _train(settings, problems, held, notes, workspace)
-        if repository:
-            workspace.remember(pushed={"asked": wanted, "url": push(output.output, repository)})
-        return workspace.manifest if first else read_manifest(output.output)
+    return train_together("rl", settings, identity, device, partial(_train, settings, problems, held, notes))
 
 
 @dataclass(frozen=True)

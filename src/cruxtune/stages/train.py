@@ -25,7 +25,6 @@ from cruxtune.benchmark_rows import refuse_test_problems
 from cruxtune.chosen import Chosen, Entry, Weigh
 from cruxtune.contamination import training_problems
 from cruxtune.errors import ConfigError, DataError
-from cruxtune.hub import check_access, push
 from cruxtune.masks import training_row
 from cruxtune.modelcard import write_card
 from cruxtune.models import (
@@ -38,14 +37,14 @@ from cruxtune.models import (
     pick_device,
 )
 from cruxtune.problems import fingerprint as problems_fingerprint
-from cruxtune.processes import agreed, count, index, join, refuse_layouts, sharding
+from cruxtune.processes import agreed, count, index, refuse_layouts, sharding
 from cruxtune.prompts import Renderer, tokenizer_hash
 from cruxtune.records import Problem
 from cruxtune.runner import greedy, open_verifier
 from cruxtune.selectors import critical, every
 from cruxtune.settings import DecodingSettings, PromptSettings, VerifierSettings, identity_of
 from cruxtune.stage_settings import HubSettings, TrainSettings
-from cruxtune.store import Workspace, read_manifest, write_atomic
+from cruxtune.store import Workspace, write_atomic
 from cruxtune.trainer import (
     build_trainer,
     gathered_weights,
@@ -53,12 +52,10 @@ from cruxtune.trainer import (
     prepare_base,
     run_trainer,
     save_result,
+    train_together,
     training_model_settings,
 )
 from cruxtune.validation import Held, hold_back
-
-_PATIENCE = 1800.0
-"""Seconds that processes wait for each other: the Trainer's own."""
 
 _log = logging.getLogger("cruxtune")
 
@@ -73,33 +70,13 @@ def train(settings: TrainSettings) -> dict[str, Any]:
         StoreError: the annotations are unfinished, or the output belongs to other settings.
     """
     source = _Gold(settings) if settings.method == "gold" else _Responses(settings)
-    output = settings.output
     identity = identity_of(settings, model=fingerprint(source.model), **source.identity)
     # Where the result goes besides is no part of what it is.
     for name in (*HubSettings.model_fields, "validation_source", *(() if source.held else ("keep",))):
         identity.pop(name)
     device = pick_device(source.model.device)
     refuse_layouts(device, settings)
-    join(device, settings.trainer.get("ddp_timeout", _PATIENCE))
-    first = index() == 0
-    workspace = Workspace(output.output, "train", identity, overwrite=output.overwrite, writes=first)
-    with ExitStack() as stack:
-        for turn in (True, False):
-            with agreed():
-                if turn == first:
-                    stack.enter_context(workspace)
-        repository = None
-        with agreed():
-            wanted = settings.hub.push_to_hub
-            pushes = wanted is not None and workspace.manifest.get("pushed", {}).get("asked") != wanted
-            if first and pushes:
-                # Before hours are spent.
-                repository = check_access(settings.hub)
-        if not workspace.complete:
-            _train(settings, source, workspace)
-        if repository:
-            workspace.remember(pushed={"asked": wanted, "url": push(output.output, repository)})
-        return workspace.manifest if first else read_manifest(output.output)
+    return train_together("train", settings, identity, device, partial(_train, settings, source))
 
 
 @dataclass(frozen=True)
