@@ -35,12 +35,13 @@ _PREFIX_SHARE = 0.5
 
 
 class Context:
-    """Token ids that branches go on from, with their keys and values while anybody needs them."""
+    """Token ids that branches go on from, with the keys and values that all of them read while anybody needs them.
 
-    def __init__(self, ids: Sequence[int], *, shared: bool, prefix: Prefix | None = None) -> None:
+    Without ids, every branch brings what it goes on from in its `head`, which is better for a branch or two.
+    """
+
+    def __init__(self, ids: Sequence[int], *, prefix: Prefix | None = None) -> None:
         self.ids = list(ids)
-        self.shared = shared
-        """Whether branches read one copy, or each begins with a copy of its own (better for a branch or two)."""
         self.prefix = prefix
         self.users = 0
         self.sources: Sources | None = None
@@ -126,8 +127,7 @@ class Batch:
         branch.context.users += 1
         self.hold(branch.context)
         branch.priority = priority
-        before = len(branch.context.ids) if not branch.context.shared else 0
-        self._longest = max(self._longest, before + len(branch.head) + branch.limit - branch.start)
+        self._longest = max(self._longest, len(branch.head) + branch.limit - branch.start)
         self._enqueue(branch)
 
     @torch.inference_mode()
@@ -140,19 +140,25 @@ class Batch:
         self._admit()
         if not self._active:
             return []
-        drafts = self._drafts()
-        self._make_room(drafts)
-        feeds = self._feeds(drafts)
+        counts = self._reads()
+        drafts = self._drafts(counts)
+        self._make_room([count + len(draft) for count, draft in zip(counts, drafts, strict=True)])
+        # Without room the youngest have left.
+        feeds = self._feeds(counts[: len(self._active)], drafts)
         ids: list[int] = []
         keep: list[int] = []
+        slots: list[int] = []
         ends: list[int] = []
         for slot, _ in feeds:
-            ids.extend([*self._active[slot].pending, *drafts[slot]])
-            keep.extend(range(len(ids) - len(drafts[slot]) - 1, len(ids)))
-            ends.append(len(keep))
+            branch = self._active[slot]
+            ids.extend([*branch.pending[: counts[slot]], *drafts[slot]])
+            if counts[slot] == len(branch.pending):
+                keep.extend(range(len(ids) - len(drafts[slot]) - 1, len(ids)))
+                slots.append(slot)
+                ends.append(len(keep))
         try:
             logits = self._passes.run(self._slots, [feed for _, feed in feeds], ids, keep)
-            fed = [self._active[slot] for slot, _ in feeds]
+            fed = [self._active[slot] for slot in slots]
             for branch, end in zip(fed, ends, strict=True):
                 if branch.avoid:
                     logits[end - 1, branch.avoid[0]] = -torch.inf
@@ -166,8 +172,11 @@ class Batch:
         except torch.OutOfMemoryError as error:
             self._shrink(len(self._active) // 2, error)
             return []
+        for branch, count in zip(self._active, counts, strict=False):
+            branch.length += count
+            branch.pending = branch.pending[count:]
         start = 0
-        for (slot, _), end in zip(feeds, ends, strict=True):
+        for slot, end in zip(slots, ends, strict=True):
             self._take(self._active[slot], drafts[slot], chosen[start:end], logits, start)
             start = end
         return [self._remove(slot) for slot in reversed(range(len(self._active))) if self._active[slot].reason]
@@ -192,7 +201,7 @@ class Batch:
         usage.tokens_emitted += taken
         usage.tokens_accepted += min(taken, right)
         usage.tokens_drafted += len(draft)
-        branch.length += len(branch.pending) + min(taken, right)
+        branch.length += min(taken, right)
         branch.pending = branch.ids[-1:]
         if branch.statistics is not None:
             picked, entropies = choices.statistics(logits[row : row + taken], branch.ids[-taken:])
@@ -201,34 +210,48 @@ class Batch:
         if branch.draft is not None and not branch.reason:
             branch.draft.advance(taken)
 
-    def _drafts(self) -> list[list[int]]:
+    def _reads(self) -> list[int]:
+        """Return how many of its pending tokens each active branch reads in the next pass.
+
+        Each reads one; what the pass has room for beyond is given to the first that have more, so that long prompts
+        are read in pieces beside what the others decode.
+        """
+        left = max(0, self._plan.width - len(self._active))
+        counts = []
+        for branch in self._active:
+            more = min(len(branch.pending) - 1, left)
+            left -= more
+            counts.append(1 + more)
+        return counts
+
+    def _drafts(self, counts: Sequence[int]) -> list[list[int]]:
         """Return the draft of every active branch, together as long as they are worth their cost."""
         plan = self._plan
         longest = plan.drafts(len(self._active))
         offers = []
-        for branch in self._active:
-            most = 0 if branch.avoid else min(longest, branch.limit - len(branch.ids) - 1)
+        for branch, count in zip(self._active, counts, strict=True):
+            reading = bool(branch.avoid) or count < len(branch.pending)
+            most = 0 if reading else min(longest, branch.limit - len(branch.ids) - 1)
             offers.append(branch.draft.propose(most) if branch.draft is not None and most > 0 else [])
         chances = [
             self._acceptance.chances(branch.draft, len(offer)) if branch.draft is not None else []
             for branch, offer in zip(self._active, offers, strict=True)
         ]
-        counts = allot(
+        read = sum(counts) - len(counts)
+        worth = allot(
             chances,
             fixed=plan.fixed + plan.per_branch * len(self._active),
             per_token=plan.per_token,
-            most=max(plan.width, len(self._active)),
+            most=max(plan.width - read, len(self._active)),
         )
-        return [offer[:count] for offer, count in zip(offers, counts, strict=True)]
+        return [offer[:count] for offer, count in zip(offers, worth, strict=True)]
 
-    def _feeds(self, drafts: list[list[int]]) -> list[tuple[int, Feed]]:
+    def _feeds(self, counts: Sequence[int], drafts: list[list[int]]) -> list[tuple[int, Feed]]:
         """Return (slot, feed) of every active branch, those of one context next to each other."""
         feeds = []
-        for slot, branch in enumerate(self._active):
-            count = len(branch.pending) + len(drafts[slot])
-            shared = branch.context.shared
-            prefix = branch.context.prefix if shared else None
-            feeds.append((slot, Feed(slot, branch.length, count, prefix, branch.seen if shared else 0)))
+        for slot, (branch, count) in enumerate(zip(self._active, counts, strict=True)):
+            feed = Feed(slot, branch.length, count + len(drafts[slot]), branch.context.prefix, branch.seen)
+            feeds.append((slot, feed))
         first: dict[int, int] = {}
         for slot, branch in enumerate(self._active):
             first.setdefault(id(branch.context), slot)
@@ -236,14 +259,13 @@ class Batch:
         return feeds
 
     def _admit(self) -> None:
-        """Let waiting branches in, and read the contexts that are not read yet."""
+        """Let waiting branches in as far as a pass has room to read them, and read the contexts not read yet."""
         entering: list[Branch] = []
-        tokens = 0
+        left = self._plan.width - sum(len(branch.pending) for branch in self._active)
         while self._queue and len(self._active) + len(entering) < self._most:
             branch = self._queue[0][2]
-            # One that was sent back has many tokens to read; all of them at once would be a pass of any width.
-            tokens += len(branch.head) + len(branch.ids) - branch.start
-            if entering and tokens > self._plan.width:
+            left -= len(branch.head) + len(branch.ids) - branch.start
+            if left < 0 and (entering or self._active):
                 break
             entering.append(heapq.heappop(self._queue)[2])
         self._prefill([branch.context for branch in entering])
@@ -251,38 +273,23 @@ class Batch:
             branch.pending = [*branch.head, *branch.ids[branch.start :]]
             branch.length = 0
             self._active.append(branch)
-            prefix = branch.context.prefix
-            if not branch.context.shared and prefix is not None:
-                branch.length = prefix.length
-        # What does not fit leaves again, and is read again later.
-        self._make_room([[]] * len(self._active))
-        for branch in entering:
-            if not branch.context.shared and branch.context.prefix is not None and branch in self._active:
-                self._slots.fill(self._active.index(branch), branch.context.prefix)
-        for branch in entering:
-            if not branch.context.shared:
-                branch.context.prefix = None
 
-    def _make_room(self, drafts: list[list[int]]) -> None:
-        """Give every active branch a slot with room for what it reads next, or send the youngest back."""
-        need = max(
-            (
-                branch.length + len(branch.pending) + len(draft)
-                for branch, draft in zip(self._active, drafts, strict=True)
-            ),
-            default=0,
-        )
+    def _make_room(self, counts: Sequence[int]) -> None:
+        """Give every active branch a slot with room for the tokens it reads next, or send the youngest back."""
+        need = max((branch.length + count for branch, count in zip(self._active, counts, strict=True)), default=0)
         capacity = max(self._slots.capacity, _FIRST_CAPACITY)
         if need > capacity:
-            doubled = max(need, min(2 * capacity, self._longest))
+            doubled = max(need, min(2 * need, self._longest))
             capacity = doubled if self._fitting(doubled) >= len(self._active) else -(-need // _STEP) * _STEP
         fitting = self._fitting(capacity)
         if fitting < len(self._active):
             self._shrink(fitting)
-            self._make_room(drafts[: len(self._active)])
+            self._make_room(counts[: len(self._active)])
         elif capacity > self._slots.capacity or self._slots.count < len(self._active):
-            count = min(self._most, fitting) if capacity > self._slots.capacity else self._most
-            self._slots.resize(max(count, len(self._active)), capacity)
+            # Rows for those that wait, too, and for twice as many as before: more may be on their way.
+            count = min(self._most, fitting, max(self.waiting, 2 * self._slots.count))
+            used = max((branch.length for branch in self._active), default=0)
+            self._slots.resize(max(count, len(self._active)), capacity, used=(len(self._active), used))
             give_back(self._passes.device)
 
     def _fitting(self, capacity: int) -> int:

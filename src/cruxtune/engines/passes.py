@@ -62,7 +62,7 @@ class Passes:
 
     def run(self, slots: Slots, feeds: Sequence[Feed], ids: Sequence[int], keep: Sequence[int]) -> torch.Tensor:
         """Put the branches' tokens through the model; return the logits at the tokens `keep` (rows, vocabulary)."""
-        return self._forward(ids, Pack(slots, feeds, self.windows, self.device), keep)
+        return self._forward(ids, Pack(slots, feeds, self.windows, self.device), keep or [0])[: len(keep)]
 
     def read(self, ids: Sequence[int], plan: AttentionPlan) -> None:
         """Put tokens through the model for what the plan makes of its attention alone."""

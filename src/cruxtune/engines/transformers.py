@@ -116,24 +116,22 @@ class TransformersEngine:
             raise ValueError("sampling needs one seed per prompt")
         batch = self._batch(passes, decoding)
         times = Counter(tuple(prompt) for prompt in prompts)
-        contexts = {
-            prompt: Context(prompt[:-1], shared=count >= _SHARED_FROM and len(prompt) > 1)
-            for prompt, count in times.items()
-        }
+        contexts = {prompt: Context(prompt[:-1] if count >= _SHARED_FROM else ()) for prompt, count in times.items()}
         done: dict[int, Generation] = {}
         for index, (prompt, limit) in enumerate(zip(prompts, limits, strict=True)):
             kept: tuple[list[float], list[float]] | None = ([], []) if statistics else None
             if limit == 0:
                 done[index] = Generation([], "length", *(kept or ()))
                 continue
+            context = contexts[tuple(prompt)]
             branch = Branch(
-                context=contexts[tuple(prompt)],
-                seen=len(prompt) - 1,
+                context=context,
+                seen=len(context.ids),
                 ids=[],
                 start=0,
                 limit=limit,
                 key=index,
-                head=[prompt[-1]],
+                head=list(prompt[len(context.ids) :]),
                 seed=seeds[index] if seeds else 0,
                 statistics=kept,
             )
@@ -236,7 +234,7 @@ class PackedBranches:
             self._plain_numbers[number], self._numbers[inner] = inner, number
             return number, scores
         prefix, scores = _read(self._passes, prompt, response, alternatives)
-        context = Context([*prompt, *response], shared=True, prefix=prefix)
+        context = Context([*prompt, *response], prefix=prefix)
         context.sources = Sources(response, prompt)
         self._contexts[number] = (context, len(prompt), list(response))
         self._batch.hold(context)
