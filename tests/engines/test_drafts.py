@@ -71,6 +71,16 @@ def test_of_equal_places_the_nearest_wins() -> None:
 RESPONSE = list(range(100, 130))
 
 
+def test_a_draft_may_begin_with_nothing_said() -> None:
+    """Without a response to follow nothing is proposed until what was said stands in the prompt, or was said before."""
+    draft = Draft(Sources((), [7, 8, 9, 10]), ids := [], 0)
+    assert draft.propose(4) == []
+    for token, expected in ((1, []), (7, []), (8, [9, 10]), (1, [10]), (7, [8, 1])):
+        ids.append(token)
+        draft.advance(1)
+        assert draft.propose(2) == expected
+
+
 @pytest.mark.parametrize("fork", [0, 1, 7, 25])
 def test_substitution_insertion_and_deletion_realign(fork: int) -> None:
     """After one changed, one more, or one token less, drafts go on where the response does."""

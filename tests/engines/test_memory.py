@@ -12,6 +12,7 @@ import pytest
 from cruxtune.engines import memory
 from cruxtune.engines.base import Decoding, Fork, Generation, roll_out
 from cruxtune.engines.batch import Batch
+from cruxtune.engines.cache import Slots
 from cruxtune.engines.plan import Plan
 from cruxtune.engines.transformers import TransformersEngine
 from cruxtune.errors import ModelError
@@ -63,6 +64,26 @@ def test_branches_that_outgrow_the_memory_wait_their_turn(
     assert rollouts_of(tight, contexts, forks) == expected
     assert max(active for active, *_ in seen) > min(active for active, *_ in seen[:-20])
     assert all(held <= allowed for _, held, allowed in seen)
+
+
+def test_slots_are_made_for_the_branches_there_are(
+    tiny_model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three branches of a batch planned for a thousand take the memory of three; more are made as more come."""
+    engine = engine_of(tiny_model(eos=[258]), batch_size=1000, draft_length=2)
+    contexts, forks = work_of(engine)
+    counts = []
+    original = Slots.resize
+
+    def watched(slots: Slots, count: int, capacity: int, **kept: Any) -> None:
+        counts.append(count)
+        original(slots, count, capacity, **kept)
+
+    monkeypatch.setattr(Slots, "resize", watched)
+    for number in (3, 20):
+        counts.clear()
+        assert len(rollouts_of(engine, contexts, forks[:number])) == number
+        assert set(counts) == {number}
 
 
 def test_memory_for_no_branch_is_an_error(tiny_model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import logging
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
@@ -14,7 +16,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cruxtune.engines import packing
 from cruxtune.engines.base import Decoding, Fork, Generation, LoopRule, roll_out
+from cruxtune.engines.cache import Feed
 from cruxtune.engines.packing import IMPLEMENTATION, Pack
 from cruxtune.engines.plain import PlainEngine
 from cruxtune.engines.plan import Plan
@@ -377,6 +381,51 @@ def test_samples_of_a_prompt_share_its_prefix() -> None:
         )
         emitted = sum(len(one.ids) for one in found)
         assert engine.usage.tokens_computed - before == read * (len(prompt) - 1) + emitted
+
+
+def test_long_prompts_are_read_in_pieces_beside_what_others_decode() -> None:
+    """No pass is wider than planned, prompts longer than a pass included, and each token is read once."""
+    prompts = [[3 + (7 * place) % 50 for place in range(length)] for length in (90, 41, 7, 2)]
+    engine = packed("llama", branches=4, width=16, draft=0)
+    assert engine._passes is not None
+    run, widths = engine._passes.run, []
+
+    def watched(slots: Any, feeds: Any, ids: Any, keep: Any) -> Any:
+        widths.append(len(ids))
+        return run(slots, feeds, ids, keep)
+
+    engine._passes.run = watched  # type: ignore[method-assign]
+    before = engine.usage.tokens_computed
+    found = engine.generate(prompts, max_new_tokens=9, decoding=Decoding())
+    assert found == plain_of("llama").generate(prompts, max_new_tokens=9, decoding=Decoding())
+    assert max(widths) == 16
+    # What is chosen last is not read.
+    assert sum(widths) == engine.usage.tokens_computed - before
+    assert sum(widths) == sum(len(prompt) + len(one.ids) - 1 for prompt, one in zip(prompts, found, strict=True))
+
+
+@settings(max_examples=200)
+@given(st.lists(st.tuples(st.integers(0, 300), st.integers(1, 40)), min_size=1, max_size=9))
+def test_own_keys_are_multiplied_together_in_the_cheapest_way(sizes: list[tuple[int, int]]) -> None:
+    """Neighbours in order, within the bounds, and no way to cut costs less (all are tried)."""
+    feeds = [Feed(slot, length, count) for slot, (length, count) in enumerate(sizes)]
+
+    def cost(part: Sequence[int]) -> float:
+        width = max(feeds[place].count for place in part)
+        span = max(feeds[place].length + feeds[place].count for place in part)
+        if len(part) > packing.CHUNK or (len(part) > 1 and len(part) * width > packing._AREA):
+            return float("inf")
+        return packing._PRODUCT + len(part) * span * (packing._KEY + width)
+
+    order = range(len(feeds))
+    parts = packing._rectangles(order, feeds)
+    assert [place for part in parts for place in part] == list(order)
+    ways = (
+        [order[low:high] for low, high in itertools.pairwise([0, *cuts, len(order)])]
+        for number in range(len(order))
+        for cuts in itertools.combinations(range(1, len(order)), number)
+    )
+    assert sum(map(cost, parts)) == min(sum(map(cost, way)) for way in ways)
 
 
 def test_ties_are_rare() -> None:

@@ -286,10 +286,11 @@ class Batch:
             self._shrink(fitting)
             self._make_room(counts[: len(self._active)])
         elif capacity > self._slots.capacity or self._slots.count < len(self._active):
-            # Rows for those that wait, too, and for twice as many as before: more may be on their way.
-            count = min(self._most, fitting, max(self.waiting, 2 * self._slots.count))
+            # For those that wait, too; and where branches come and come, for twice as many as before.
+            short = self._slots.count < len(self._active)
+            count = min(self._most, fitting, max(self.waiting, 2 * self._slots.count if short else 0))
             used = max((branch.length for branch in self._active), default=0)
-            self._slots.resize(max(count, len(self._active)), capacity, used=(len(self._active), used))
+            self._slots.resize(count, capacity, used=(len(self._active), used))
             give_back(self._passes.device)
 
     def _fitting(self, capacity: int) -> int:

@@ -121,8 +121,6 @@ class Draft:
         self._own: dict[tuple[int, int], int] = {}
         for end in range(fork + 1, len(ids)):
             self._note(end)
-        self.how = GUESS
-        self.streak = 0
         self._realign(len(ids))
 
     def propose(self, most: int) -> list[int]:
@@ -152,7 +150,10 @@ class Draft:
     def _realign(self, end: int) -> None:
         """Find the place behind the token ids[end − 1], which was not the one expected."""
         self.streak = 0
+        self.how = GUESS
         ids = self._ids[max(0, end - _SUFFIX) : end]
+        if not ids:
+            return
         found = self._sources.find(ids, (self._text, self._place + 1))
         again = self._own.get((ids[-2], ids[-1])) if len(ids) > 1 else None
         if again is not None:
@@ -175,7 +176,6 @@ class Draft:
                     self.how = NEAR
                     return
         self._place += 1
-        self.how = GUESS
 
 
 class Acceptance:

@@ -35,6 +35,8 @@ CHUNK = 32
 """Most branches whose own keys are multiplied together: the longest of them decides how many columns."""
 _AREA = 512
 """Most rows of such a product, padding included: one branch that reads a lot at once is not a burden to all."""
+_KEY, _PRODUCT = 8, 9000
+"""What reading one key and value costs, and a product by itself, in units of a score: measured on two CPU cores."""
 _PREFILL_CHUNK = 256
 """Queries of a prefill attended together where the scores have to be made by hand."""
 
@@ -353,18 +355,32 @@ def packed_attention(
 
 
 def _rectangles(order: Sequence[int], feeds: Sequence[Feed]) -> list[list[int]]:
-    """Return neighbouring feeds (their places, in the order of their slots) whose own keys are multiplied together."""
+    """Return neighbouring feeds (their places, in the order of their slots) whose own keys are multiplied together.
+
+    All in a product pay for its longest branch and its longest feed, and every product costs something by itself; the
+    cheapest way to cut is found from the front, the last cut of each beginning at a time.
+    """
+    costs, cuts = [0], [0]
+    for stop in range(1, len(order) + 1):
+        width = span = 0
+        least, cut = 0, -1
+        for start in range(stop - 1, max(-1, stop - 1 - CHUNK), -1):
+            feed = feeds[order[start]]
+            width, span = max(width, feed.count), max(span, feed.length + feed.count)
+            rows = stop - start
+            if rows > 1 and rows * width > _AREA:
+                break
+            cost = costs[start] + _PRODUCT + rows * span * (_KEY + width)
+            if cut < 0 or cost < least:
+                least, cut = cost, start
+        costs.append(least)
+        cuts.append(cut)
     parts: list[list[int]] = []
-    width = 0
-    for place in order:
-        wider = max(width, feeds[place].count)
-        if parts and len(parts[-1]) < CHUNK and (len(parts[-1]) + 1) * wider <= _AREA:
-            parts[-1].append(place)
-            width = wider
-        else:
-            parts.append([place])
-            width = feeds[place].count
-    return parts
+    stop = len(order)
+    while stop:
+        parts.append(list(order[cuts[stop] : stop]))
+        stop = cuts[stop]
+    return parts[::-1]
 
 
 def windows_of(config: Any) -> list[int | None]:

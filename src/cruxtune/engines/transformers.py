@@ -124,15 +124,19 @@ class TransformersEngine:
                 done[index] = Generation([], "length", *(kept or ()))
                 continue
             context = contexts[tuple(prompt)]
+            ids: list[int] = []
             branch = Branch(
                 context=context,
                 seen=len(context.ids),
-                ids=[],
+                ids=ids,
                 start=0,
                 limit=limit,
                 key=index,
                 head=list(prompt[len(context.ids) :]),
                 seed=seeds[index] if seeds else 0,
+                # Worth it for the last ones, which leave passes nearly empty and often repeat what they or the prompt
+                # said.
+                draft=Draft(Sources((), prompt), ids, 0) if decoding.temperature == 0 else None,
                 statistics=kept,
             )
             # Neighbours in length share a batch, so that little is padded; the longest come first and fail first.
