@@ -61,8 +61,6 @@ _KEYS = (
 )
 """Null in the JSON where they were not measured."""
 _PRECISIONS = ("float32", "bfloat16")
-_PROBLEMS = 72
-"""Problems of a cache made here: enough for 40 responses of the wanted length."""
 _FULL = {"responses": 16, "few": 3, "sampled": 8, "repeats": 3, "compared": 40, "positions": 16}
 _QUICK = {"responses": 2, "few": 1, "sampled": 8, "repeats": 1, "compared": 6, "positions": 8}
 
@@ -76,7 +74,7 @@ def main() -> None:
     def say(line: str) -> None:
         console.print(f"[dim]{time.perf_counter() - started:6.0f} s[/]  {line}", soft_wrap=True)
 
-    prepare(options.cache, _PROBLEMS, console)
+    prepare(options.cache, console)
     size = _QUICK if options.quick else _FULL
     size = {name: given if (given := getattr(options, name)) is not None else size[name] for name in size}
     wanted = max(size["responses"], size["compared"]) if "exactness" in options.parts else size["responses"]

@@ -32,6 +32,8 @@ SHORTEST, LONGEST = 50, 150
 """Response tokens."""
 
 _PROBLEMS = ("--problems", "gym:gsm_symbolic")
+_SIZE = 72
+"""Problems of a cache made here: enough for 40 responses of the wanted length."""
 _COLD_START = (
     *("train", "--method", "gold", "--model", "embedded", *_PROBLEMS, "--size", "96", "--learning-rate", "3e-4"),
     *("--epochs", "1", "--batch-size", "8", "--seed", "7"),
@@ -78,12 +80,12 @@ class Case:
         return self.scores[place].alternatives
 
 
-def prepare(cache: Path, problems: int, console: Console) -> None:
+def prepare(cache: Path, console: Console) -> None:
     """Make the checkpoint and the responses where they are not there yet; minutes, once."""
     steps = {
         "cold": (*_COLD_START, "--output", str(cache / "cold")),
         "responses": (
-            *(*_RESPOND, "--size", str(problems), "--model", str(cache / "cold")),
+            *(*_RESPOND, "--size", str(_SIZE), "--model", str(cache / "cold")),
             *("--output", str(cache / "responses")),
         ),
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -23,18 +24,21 @@ _BEYOND = 8
 
 
 @torch.inference_mode()
-def prefill_rate(model: Any) -> dict[str, float]:
-    """Return tokens/s of a plain forward pass with logits at every position by row length, medians of three."""
+def prefill_rate(model: Any, lengths: Sequence[int] = _PREFILL_LENGTHS, *, keep: int = 0) -> dict[str, float]:
+    """Return tokens/s of a plain forward pass by row length, medians of three; logits at the last `keep` positions.
+
+    0 are all.
+    """
     vocabulary = model.get_output_embeddings().weight.shape[0]
     generator = torch.Generator().manual_seed(0)
     rates = {}
-    for length in _PREFILL_LENGTHS:
+    for length in lengths:
         ids = torch.randint(vocabulary, (1, length), generator=generator)
-        model(input_ids=ids, use_cache=False)
+        model(input_ids=ids, use_cache=False, logits_to_keep=keep)
         times = []
         for _ in range(3):
             started = time.perf_counter()
-            model(input_ids=ids, use_cache=False)
+            model(input_ids=ids, use_cache=False, logits_to_keep=keep)
             times.append(time.perf_counter() - started)
         rates[str(length)] = length / median(times)
     return rates

@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from case import prepare
+from limits import prefill_rate
 from rich.console import Console
 
 from cruxtune.engines.base import Decoding, LoopRule
@@ -50,22 +51,10 @@ def bare_rate(model: Any, prompt_length: int, steps: int) -> float:
     return BATCH / median(times)
 
 
-def prefill_seconds(model: Any, prompts: list[list[int]]) -> float:
-    """Return about how long reading the prompts takes at the best rate: rows of 512 tokens, one behind the other."""
-    ids = torch.randint(5, 1000, (1, 512))
-    times = []
-    with torch.inference_mode():
-        for _ in range(3):
-            started = time.perf_counter()
-            model(input_ids=ids, use_cache=True, logits_to_keep=1)
-            times.append(time.perf_counter() - started)
-    return sum(map(len, prompts)) / 512 * median(times)
-
-
 def load(options: argparse.Namespace) -> tuple[Any, Any]:
     """Return model and tokenizer; the cold-started one is made where it is not there yet."""
     if options.model is None:
-        prepare(options.cache, 72, Console())
+        prepare(options.cache, Console())
     return load_model(ModelSettings(model=options.model or str(options.cache / "cold"), dtype=options.dtype))
 
 
@@ -103,7 +92,10 @@ def main() -> None:
     ids = {}
     for _ in range(rounds):
         bare = bare_rate(model, lengths[len(lengths) // 2], 8 if options.quick else 24)
-        row = {"bare_tokens_per_second": bare, "prefill_seconds": prefill_seconds(model, prompts)}
+        row = {
+            "bare_tokens_per_second": bare,
+            "prefill_seconds": sum(lengths) / prefill_rate(model, (512,), keep=1)["512"],
+        }
         for name, engine in engines.items():
             started = time.perf_counter()
             found = engine.generate(prompts, max_new_tokens=options.max_new_tokens, decoding=decoding)

@@ -144,7 +144,8 @@ class Batch:
         drafts = self._drafts(counts)
         self._make_room([count + len(draft) for count, draft in zip(counts, drafts, strict=True)])
         # Without room the youngest have left.
-        feeds = self._feeds(counts[: len(self._active)], drafts)
+        del counts[len(self._active) :]
+        feeds = self._feeds(counts, drafts)
         ids: list[int] = []
         keep: list[int] = []
         slots: list[int] = []
@@ -172,7 +173,7 @@ class Batch:
         except torch.OutOfMemoryError as error:
             self._shrink(len(self._active) // 2, error)
             return []
-        for branch, count in zip(self._active, counts, strict=False):
+        for branch, count in zip(self._active, counts, strict=True):
             branch.length += count
             branch.pending = branch.pending[count:]
         start = 0
