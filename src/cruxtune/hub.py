@@ -46,7 +46,7 @@ def push(path: Path, repository: str) -> str:
             repo_id=repository,
             folder_path=path,
             ignore_patterns=[LOCK, ".*.tmp"],
-            commit_message="Upload the output of cruxtune train",
+            commit_message="Upload the output of Cruxtune",
         )
     return str(commit.commit_url)
 
