@@ -107,7 +107,7 @@ def show_estimate(found: Estimate) -> None:
             "tokens": f"{found.tokens:,} ({found.tokens_low:,} to {found.tokens_high:,})",
             "speed": f"{found.tokens_per_second:,.0f} tokens/s",
             "time": f"{duration(found.seconds)} ({duration(found.seconds_low)} to {duration(found.seconds_high)})",
-            "tried for": duration(found.trial_seconds),
+            "tried": f"{found.trial_rollouts:,} rollouts, {duration(found.trial_seconds)}",
         },
     )
     typer.echo(json.dumps(asdict(found)))

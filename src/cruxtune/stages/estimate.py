@@ -30,7 +30,8 @@ _SPEED_SPREAD = 0.15
 class Estimate:
     """What a run of `annotate` will take: totals, and seconds from low to high (90 %).
 
-    `sampled` and `joint` are the rollouts among these that are drawn at a temperature, and of tokens replaced together.
+    `sampled` and `joint` are the rollouts among these that are drawn at a temperature, and of tokens replaced together;
+    `trial_rollouts` are those that the trial made.
     """
 
     responses: int
@@ -46,6 +47,7 @@ class Estimate:
     seconds: float
     seconds_low: float
     seconds_high: float
+    trial_rollouts: int
     trial_seconds: float
 
 
@@ -154,6 +156,7 @@ def estimate(settings: EstimateSettings, *, policy: Policy | None = None) -> Est
         seconds=sum(part.seconds[0] for part in parts),
         seconds_low=sum(part.seconds[1] for part in parts) / (1 + _SPEED_SPREAD),
         seconds_high=sum(part.seconds[2] for part in parts) * (1 + _SPEED_SPREAD),
+        trial_rollouts=trials.rollouts,
         trial_seconds=trials.seconds,
     )
 
@@ -216,6 +219,7 @@ class _Trials:
         speed = tuning["branches"] / _pass_seconds(tuning) if tuning else 300.0
         kinds = 1 + (settings.rollouts_per_alternative is not None) + (settings.joint is not None)
         self._allowed = settings.trial_seconds * speed / 2 / kinds
+        self.rollouts = 0
         self.seconds = 0.0
 
     def single(self, asked: Sequence[Sequence[int]]) -> _Trial:
@@ -292,6 +296,7 @@ class _Trials:
         with bar("estimate", sum(inquiry.most for inquiry in inquiries), "rollouts") as advance:
             work.run(self._policy, self._verifier, decoding, self._limit, progress=advance, watch=watch)
         seconds, emitted, _ = timeline[-1]
+        self.rollouts += len(work.rollouts)
         self.seconds += seconds
         rate, tail = _rate(timeline, emitted, seconds)
         by_response: dict[tuple[str, int], list[Rollout]] = {response.key: [] for response in self._group}
