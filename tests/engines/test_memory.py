@@ -242,13 +242,23 @@ def test_what_is_fixed_is_not_measured(tiny_model: Callable[..., Any], monkeypat
     assert engine_of(model, draft_length=0).tune()["draft_length"] == 0
 
 
-def test_drafts_are_longer_where_passes_cost_more_than_tokens() -> None:
-    """Where a pass costs the same whatever its tokens, drafts are long; where tokens cost all, there are none."""
-    from cruxtune.engines.plan import _DRAFT_LENGTHS, _emitted_per_second, _fit
+def test_a_plan_has_the_smallest_batch_that_is_fast_and_drafts_where_passes_cost_more_than_tokens() -> None:
+    """Where a pass costs the same whatever its tokens, drafts are long and batches wide; where tokens cost all, not."""
+    from cruxtune.engines.plan import _DRAFT_LENGTHS, _choose, _fit
 
-    gpu = Plan(branches=64, fixed=0.02, per_token=1e-6, per_branch=1e-6)
-    cpu = Plan(branches=64, fixed=0.001, per_token=1e-3, per_branch=0.0)
-    assert max(_DRAFT_LENGTHS, key=lambda length: _emitted_per_second(gpu, length)) == max(_DRAFT_LENGTHS)
-    assert max(_DRAFT_LENGTHS, key=lambda length: _emitted_per_second(cpu, length)) == 0
+    def chosen(fixed: float, per_token: float, per_branch: float) -> tuple[int, int]:
+        plan = _choose(
+            [
+                Plan(branches, 2 * branches, length, 16, fixed, per_token, per_branch)
+                for branches in (1, 16, 48, 96, 192, 384, 768)
+                for length in _DRAFT_LENGTHS
+            ]
+        )
+        return plan.branches, plan.draft_length
+
+    assert chosen(0.02, 1e-7, 1e-7) == (768, 16)
+    assert chosen(0.0, 1e-3, 0.0) == (1, 0)
+    # Fitted on two CPU cores: beyond 192 branches the fixed part is small beside that of the drafts.
+    assert chosen(0.041, 0.00092, 0.00029) == (192, 2)
     seen = [(n, b, 0.05 + 0.001 * n + 0.002 * b) for n, b in ((1, 1), (16, 16), (64, 64), (48, 16), (192, 64))]
     assert _fit(seen) == pytest.approx((0.05, 0.001, 0.002))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,7 +13,7 @@ from cruxtune.engines.passes import Passes
 
 _LADDER = (1, 16, 48, 96, 192, 384, 768)
 _ENOUGH = 0.95
-"""Share of the best rate that a batch must reach: a smaller one leaves less waiting for the longest branches."""
+"""Share of the best rate, drafts included, that a batch must reach: with a smaller one fewer wait for the longest."""
 _SECONDS = 12.0
 """The calibration stops climbing after this time; what it has seen has to do."""
 _DRAFT_LENGTHS = (0, 2, 4, 8, 16)
@@ -77,19 +77,26 @@ def calibrate(passes: Passes, memory: int, *, batch_size: int | None, draft_leng
     for tokens in (3, 6):
         seen.append((middle * tokens, middle, _time(passes, middle, tokens)))
     fixed, per_token, per_branch = _fit(seen)
-    best = max(rates.values())
-    branches = batch_size or next(size for size, rate in rates.items() if rate >= _ENOUGH * best)
-    plan = Plan(branches, max(512, 2 * branches), 0, draft_length or 0, fixed, per_token, per_branch)
-    if draft_length is not None:
-        return replace(plan, draft_length=draft_length)
-    draft_length = max(_DRAFT_LENGTHS, key=lambda length: _emitted_per_second(plan, length))
-    return replace(plan, draft_length=draft_length, longest_draft=max(_DRAFT_LENGTHS))
+    lengths = _DRAFT_LENGTHS if draft_length is None else (draft_length,)
+    plans = [
+        Plan(branches, max(512, 2 * branches), length, max(lengths), fixed, per_token, per_branch)
+        for branches in ([batch_size] if batch_size else rates)
+        for length in lengths
+    ]
+    return _choose(plans)
 
 
-def _emitted_per_second(plan: Plan, draft_length: int) -> float:
-    """Return the rate if every branch got a draft of this length whose tokens have the typical chance."""
-    emitted = sum(_TYPICAL_CHANCE**ahead for ahead in range(draft_length + 1))
-    return emitted / (plan.fixed / plan.branches + plan.per_branch + plan.per_token * (1 + draft_length))
+def _choose(plans: Sequence[Plan]) -> Plan:
+    """Return the fastest plan of the smallest batch that is fast enough."""
+    enough = _ENOUGH * max(map(_emitted_per_second, plans))
+    least = min(plan.branches for plan in plans if _emitted_per_second(plan) >= enough)
+    return max((plan for plan in plans if plan.branches == least), key=_emitted_per_second)
+
+
+def _emitted_per_second(plan: Plan) -> float:
+    """Return the rate if every branch got a draft of the plan's length whose tokens have the typical chance."""
+    emitted = sum(_TYPICAL_CHANCE**ahead for ahead in range(plan.draft_length + 1))
+    return emitted / (plan.fixed / plan.branches + plan.per_branch + plan.per_token * (1 + plan.draft_length))
 
 
 def _time(passes: Passes, branches: int, tokens: int) -> float:
