@@ -42,8 +42,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import tables
 import torch
-from case import ALTERNATIVES, DECODING, TOKEN_LIMIT, Case, load, prepare, usable_responses
-from exactness import compare, reference
+from case import ALTERNATIVES, DECODING, QUICK_TOKEN_LIMIT, TOKEN_LIMIT, Case, load, prepare, usable_responses
+from exactness import compare, decode_references, reference
 from limits import growth, machine
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
@@ -51,6 +51,7 @@ from speed import Speed
 from vllm_client import Vllm, available
 
 from cruxtune.models import computes_in_bfloat16, quiet_libraries
+from cruxtune.records import Response
 from cruxtune.verifiers import Verifier
 
 _PARTS = ("speed", "exactness", "growth")
@@ -78,7 +79,8 @@ def main() -> None:
     size = _QUICK if options.quick else _FULL
     size = {name: given if (given := getattr(options, name)) is not None else size[name] for name in size}
     wanted = max(size["responses"], size["compared"]) if "exactness" in options.parts else size["responses"]
-    responses = usable_responses(options.cache, wanted, shortest_first=options.quick)
+    responses = usable_responses(options.cache, wanted, quick=options.quick)
+    limit = QUICK_TOKEN_LIMIT if options.quick else TOKEN_LIMIT
     if len(responses) < wanted:
         say(f"{options.cache} has {len(responses)} usable responses, not {wanted}: these are used")
     size["responses"] = min(size["responses"], len(responses))
@@ -87,19 +89,24 @@ def main() -> None:
         "quick": options.quick,
         "dtype": native,
         "machine": machine(),
-        "settings": {**size, "token_limit": TOKEN_LIMIT, "loop_rule": vars(DECODING.loop)},
+        "settings": {**size, "token_limit": limit, "loop_rule": vars(DECODING.loop)},
         "response_tokens": [len(response.response_ids) for response in responses[: size["responses"]]],
         "exactness": {},
     }
     with quiet_libraries(), Verifier() as verifier:
-        for dtype in sorted(_PRECISIONS, key=lambda name: name != native):
-            parts = options.parts if dtype == native else options.parts & {"exactness"}
-            parts = parts if dtype in options.precisions else parts - {"exactness"}
-            if parts:
-                say(f"{dtype}: loading")
-                case = load(options.cache, dtype, responses, size["positions"], verifier)
-                _run(parts, case, size, options, results, console, say)
-                del case
+        if options.parts & {"speed", "growth"}:
+            say(f"{native}: loading")
+            case = load(options.cache, native, responses, size["positions"], limit, verifier)
+            _run(case, size, options, results, say)
+            del case
+        if "exactness" in options.parts:
+            _decode_references(options, responses, size["positions"], limit, console, say)
+            for dtype in options.precisions:
+                case = load(options.cache, dtype, responses, size["positions"], limit, verifier)
+                found = results["exactness"][dtype] = compare(case, reference(case, options.cache))
+                results[f"label_agreement_{dtype}"] = found["label_agreement"]
+                results[f"batched_agreement_{dtype}"] = found["batched_label_agreement"]
+                say(f"{dtype}: labels and texts compared with one-by-one decoding")
     results["seconds"] = time.perf_counter() - started
     tables.show(console, results)
     if options.json is not None:
@@ -109,16 +116,14 @@ def main() -> None:
 
 
 def _run(
-    parts: set[str],
     case: Case,
     size: dict[str, int],
     options: argparse.Namespace,
     results: dict[str, Any],
-    console: Console,
     say: Callable[[str], None],
 ) -> None:
-    """Measure in one precision, and put what comes out into `results`."""
-    if "speed" in parts:
+    """Measure speed and growth, and put what comes out into `results`."""
+    if "speed" in options.parts:
         speed = Speed(case, size["responses"], size["few"], size["sampled"], say)
         with ExitStack() as stack:
             vllm, why_not = None, available(options.vllm_python)
@@ -130,18 +135,32 @@ def _run(
                     say(why_not)
             speed.measure(size["repeats"], quick=options.quick, vllm=vllm, why_no_vllm=why_not)
             results.update(_summary(speed), vllm=vllm.facts if vllm else None)
-    if "exactness" in parts:
-        memory = options.cache / f"one-by-one-{case.dtype}.jsonl"
-        with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console, transient=True) as bar:
-            task = bar.add_task(f"{case.dtype}: one by one", total=ALTERNATIVES * sum(map(len, case.sampled)))
-            expected = reference(case, memory, lambda: bar.advance(task))
-        found = results["exactness"][case.dtype] = compare(case, expected)
-        results[f"label_agreement_{case.dtype}"] = found["label_agreement"]
-        results[f"batched_agreement_{case.dtype}"] = found["batched_label_agreement"]
-        say(f"{case.dtype}: labels and texts compared with one-by-one decoding")
-    if "growth" in parts:
+    if "growth" in options.parts:
         results["growth"] = growth(case, options.lengths, max(1, size["positions"] // 2))
         say("growth measured")
+
+
+def _decode_references(
+    options: argparse.Namespace,
+    responses: list[Response],
+    positions: int,
+    limit: int,
+    console: Console,
+    say: Callable[[str], None],
+) -> None:
+    """Decode one by one what the exactness part compares with, in all precisions at once."""
+    sampled = sum(min(positions, len(response.response_ids)) for response in responses)
+    with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console, transient=True) as bar:
+        task = bar.add_task("at most, one by one", total=ALTERNATIVES * sampled * len(options.precisions))
+        decode_references(
+            options.cache,
+            options.precisions,
+            responses,
+            positions,
+            limit,
+            lambda done: bar.update(task, completed=done),
+        )
+    say(f"{' and '.join(options.precisions)}: decoded one by one")
 
 
 def _start_vllm(stack: ExitStack, options: argparse.Namespace, case: Case, say: Callable[[str], None]) -> Vllm:
@@ -178,7 +197,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="the shortest responses, one repetition, no growth table: within 8 minutes once the cache is made",
+        help=f"the shortest responses, at most {QUICK_TOKEN_LIMIT} tokens with a rollout, one repetition, no growth "
+        "table: within 8 minutes once the cache is made",
     )
     parser.add_argument(
         "--cache",

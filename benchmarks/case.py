@@ -25,10 +25,10 @@ from cruxtune.settings import ModelSettings, PromptSettings
 from cruxtune.store import read_rows
 from cruxtune.verifiers import Verifier
 
-TOKEN_LIMIT = 200
+TOKEN_LIMIT, QUICK_TOKEN_LIMIT = 200, 100
 ALTERNATIVES = 2
 DECODING = Decoding(loop=LoopRule())
-SHORTEST, LONGEST = 50, 150
+SHORTEST, QUICK_SHORTEST, LONGEST = 50, 40, 150
 """Response tokens."""
 
 _PROBLEMS = ("--problems", "gym:gsm_symbolic")
@@ -68,6 +68,7 @@ class Case:
     eos_ids: list[int]
     context_length: int | None
     dtype: str
+    token_limit: int
 
     def judge(self, asks: Sequence[Ask], ids: Sequence[Sequence[int]]) -> list[bool]:
         """Return whether each counterfactual response is correct."""
@@ -101,25 +102,28 @@ def prepare(cache: Path, console: Console) -> None:
             subprocess.run([sys.executable, "-c", program, *arguments], check=True, env=_offline())
 
 
-def usable_responses(cache: Path, count: int, *, shortest_first: bool) -> list[Response]:
-    """Return up to `count` responses that are compared, each problem's answer set to the response's own.
+def usable_responses(cache: Path, count: int, *, quick: bool) -> list[Response]:
+    """Return up to `count` responses that are compared, if `quick` the shortest, their own answers the right ones.
 
     So every response counts as correct, and a label means: does the counterfactual still reach this answer?
     """
     rows = [Response.from_row(row) for row in read_rows(cache / "responses")]
+    least = QUICK_SHORTEST if quick else SHORTEST
     kept = [
         replace(
             row, problem=replace(row.problem, kind="math", answer=row.verdict.extracted, solution=None, metadata={})
         )
         for row in rows
-        if row.finish_reason == "stop" and SHORTEST <= len(row.response_ids) <= LONGEST and row.verdict.extracted
+        if row.finish_reason == "stop" and least <= len(row.response_ids) <= LONGEST and row.verdict.extracted
     ]
-    if shortest_first:
+    if quick:
         kept.sort(key=lambda row: len(row.response_ids))
     return kept[:count]
 
 
-def load(cache: Path, dtype: str, responses: list[Response], positions: int, verifier: Verifier) -> Case:
+def load(
+    cache: Path, dtype: str, responses: list[Response], positions: int, token_limit: int, verifier: Verifier
+) -> Case:
     """Return the case in one precision, `positions` sampled positions a response."""
     model, tokenizer = load_model(ModelSettings(model=str(cache / "cold"), dtype=dtype))
     model.set_attn_implementation("sdpa")
@@ -136,6 +140,7 @@ def load(cache: Path, dtype: str, responses: list[Response], positions: int, ver
         eos_ids=eos_ids,
         context_length=most,
         dtype=dtype,
+        token_limit=token_limit,
     )
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from case import DECODING, TOKEN_LIMIT, Ask, Case
+from case import DECODING, Ask, Case
 from transformers import ContinuousBatchingConfig, GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from cruxtune.criticality import Inquiry
@@ -76,13 +76,14 @@ def completing(case: Case, complete: Complete) -> Decoder:
 
     def decode(asks: list[Ask]) -> list[list[int]]:
         heads = [[*case.responses[ask.place].response_ids[: ask.position], ask.token] for ask in asks]
-        open_ = [place for place, head in enumerate(heads) if head[-1] not in case.eos_ids and len(head) < TOKEN_LIMIT]
+        limit = case.token_limit
+        open_ = [place for place, head in enumerate(heads) if head[-1] not in case.eos_ids and len(head) < limit]
         tails = complete(
             [[*case.responses[asks[place].place].prompt_ids, *heads[place]] for place in open_],
-            [TOKEN_LIMIT - len(heads[place]) for place in open_],
+            [limit - len(heads[place]) for place in open_],
         )
         for place, tail in zip(open_, tails, strict=True):
-            heads[place] = [*heads[place], *_ended(tail, case.eos_ids, TOKEN_LIMIT - len(heads[place]))]
+            heads[place] = [*heads[place], *_ended(tail, case.eos_ids, limit - len(heads[place]))]
         return heads
 
     return decode
@@ -127,8 +128,8 @@ def one_by_one(
     return timed
 
 
-def batched(case: Case, size: int) -> Decoder:
-    """Return `generate` on left-padded batches of neighbouring branches of one response."""
+def batched(case: Case, size: int, *, across: bool = False) -> Decoder:
+    """Return `generate` on left-padded batches of neighbouring branches of one response, or `across` all of them."""
 
     def complete(prompts: list[list[int]], limits: list[int]) -> list[list[int]]:
         tails = []
@@ -137,6 +138,8 @@ def batched(case: Case, size: int) -> Decoder:
         return tails
 
     decode = completing(case, complete)
+    if across:
+        return decode
 
     def by_response(asks: list[Ask]) -> list[list[int]]:
         done: dict[Ask, list[int]] = {}
@@ -178,7 +181,7 @@ def packed(case: Case, engine: Engine) -> Decoder:
         places = sorted({ask.place for ask in asks})
         contexts = [(case.responses[place].prompt_ids, case.responses[place].response_ids) for place in places]
         forks = [Fork(places.index(ask.place), ask.position, ask.token) for ask in asks]
-        return [one.ids for one in roll_out(engine, contexts, forks, max_tokens=TOKEN_LIMIT, decoding=DECODING)]
+        return [one.ids for one in roll_out(engine, contexts, forks, max_tokens=case.token_limit, decoding=DECODING)]
 
     return decode
 

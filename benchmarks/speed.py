@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from statistics import mean, median
 from typing import Any
 
-from case import ALTERNATIVES, DECODING, TOKEN_LIMIT, Ask, Case, stratified
+from case import ALTERNATIVES, DECODING, Ask, Case, stratified
 from decoders import Decoder, WholePrompts, annotate_with, batched, completing, continuous, one_by_one
 from limits import prefill_rate
 from vllm_client import Vllm
@@ -265,7 +265,7 @@ class Speed:
             for response, some in zip(group, positions, strict=True)
         ]
         work = Counterfactuals(group, inquiries, alternatives=ALTERNATIVES)
-        work.run(policy, self._case.verifier, DECODING, TOKEN_LIMIT, progress=lambda _: None)
+        work.run(policy, self._case.verifier, DECODING, self._case.token_limit, progress=lambda _: None)
         seconds = time.perf_counter() - started
         labels = {
             (place, position): label

@@ -238,7 +238,7 @@ def _options() -> argparse.Namespace:
         "--configurations", nargs="+", metavar="NAME", choices=_FULL, help=f"some of: {', '.join(_FULL)}"
     )
     parser.add_argument("--steps", type=int, metavar="N", help="timed steps (default: 5, with --quick 2)")
-    parser.add_argument("--batch-size", type=int, metavar="N", help="rows a step (default: 8, with --quick 4)")
+    parser.add_argument("--batch-size", type=int, metavar="N", help="rows a step (default: 8, with --quick 2)")
     parser.add_argument(
         "--cache",
         type=Path,
@@ -249,7 +249,7 @@ def _options() -> argparse.Namespace:
     options = parser.parse_args()
     options.configurations = options.configurations or (_QUICK if options.quick else _FULL)
     options.steps = options.steps or (2 if options.quick else 5)
-    options.batch_size = options.batch_size or (4 if options.quick else 8)
+    options.batch_size = options.batch_size or (2 if options.quick else 8)
     return options
 
 

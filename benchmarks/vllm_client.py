@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from case import TOKEN_LIMIT, Case, threads
+from case import Case, threads
 
 BLOCK_SIZE = 32
 """Tokens of a block of its prefix cache; its default on CPU is 128, longer than most of these prompts."""
@@ -44,7 +44,7 @@ class Vllm:
                 "model": str(model),
                 "dtype": case.dtype,
                 "block_size": BLOCK_SIZE,
-                "longest": prompts + TOKEN_LIMIT + 1,
+                "longest": prompts + case.token_limit + 1,
                 "threads": threads(),
                 "eos_ids": case.eos_ids,
             }
