@@ -129,7 +129,7 @@ def test_an_interrupted_study_goes_on_and_repeats_nothing(
     with pytest.raises(KeyboardInterrupt):
         study_run.run_study(study, Clock())
     monkeypatch.setitem(study_run.STAGES, "evaluate", evaluate)
-    there = {path: path.read_bytes() for path in Path("found/sums").iterdir()}
+    there = {path: path.read_bytes() for path in Path("found/sums").glob("*.json")}
     assert sorted(path.stem for path in there) == sorted(name.partition("/")[2] for name in UNITS[:8])
     assert len(made) == len(set(made))
     first, made[:] = list(made), []
@@ -144,8 +144,9 @@ def test_an_interrupted_study_goes_on_and_repeats_nothing(
     shutil.rmtree("work")
     found = study_run.run_study(study, Clock())
     assert list(found) == UNITS
-    # What the missing cell needs is made again, and nothing else.
-    again = ["problems problems", "train start", "respond responses", "annotate annotations"]
+    # What the missing cell needs is made again, and nothing else: annotations are kept with the results.
+    again = ["problems problems", "train start", "respond responses"]
+    assert not list(Path("work/sums/annotations/rollouts").iterdir())
     assert made == [*again, "train cft-1", "evaluate cft-1"]
     assert {path: path.read_bytes() for path in there} == there
     assert not [path for path in Path("work").rglob("*.safetensors") if path.parent.name != "start"]

@@ -26,7 +26,7 @@ from cruxtune.recipe import START, Step, plan, split_file
 from cruxtune.results import read_result, write_result
 from cruxtune.stage_settings import EvaluateSettings
 from cruxtune.statistics import bootstrap_interval
-from cruxtune.store import read_rows
+from cruxtune.store import LOCK, read_rows
 from cruxtune.study import Study, Unit, result_file, units
 from cruxtune.study_clock import Clock, OutOfTime, compute_missing
 
@@ -218,8 +218,15 @@ class StudyTask:
         """The annotations' result, they themselves being in the working directory and as they were."""
         unit, steps, start = Unit(self._name, "annotations"), self._steps(), self._start
         before = self.result(unit)
-        costs = {name: self._do(unit, steps[name])["accounting"] for name in ("respond", "annotate")}
-        now = masks_hash(self._root / "annotations")
+        made, kept = self._root / "annotations", result_file(self._study, unit).with_suffix("")
+        costs = {"respond": self._do(unit, steps["respond"])["accounting"]}
+        if kept.is_dir() and not made.exists() and not self._any_start:
+            shutil.copytree(kept, made)
+        costs["annotate"] = self._do(unit, steps["annotate"])["accounting"]
+        now = masks_hash(made)
+        if not kept.exists():
+            # Rollouts are most of it, and nothing that goes on from the annotations reads them.
+            shutil.copytree(made, kept, ignore=shutil.ignore_patterns("rollouts", LOCK))
         if before is not None:
             self._must_be(f"{result_file(self._study, unit)} masks", before["masks"], now)
             return before
