@@ -21,6 +21,7 @@ from cruxtune.stage_settings import EstimateSettings
 from cruxtune.verifiers import Verifier
 
 _MOST_RESPONSES = 12
+_SLOW_PASSES = 4
 _RESAMPLES = 1000
 _SPEED_SPREAD = 0.15
 """How far the speed of the trial and of the run differ on machines that do other things, too."""
@@ -57,6 +58,8 @@ class _Trial:
 
     cases: list[tuple[int, int, int, int]]
     rate: float
+    opening: float
+    """Seconds until a response is read."""
     tail: float
     free: float = 0.0
     """Share of the tokens asked about that are known not to be critical."""
@@ -89,9 +92,9 @@ def estimate(settings: EstimateSettings, *, policy: Policy | None = None) -> Est
     """Return what `annotate` with these settings will cost, without writing anything.
 
     A seeded sample of responses and positions is annotated for at most about `trial_seconds`. The rate is taken while
-    the batch is full; what the last long rollouts of a group take alone is added once per group. How many sets of
-    tokens can be asked about is taken from the share of tokens that are not critical in the trial, as if they were
-    independent.
+    the batch is full; what it takes to read a response is added for each, and what the last long rollouts of a group
+    take alone once per group. How many sets of tokens can be asked about is taken from the share of tokens that are not
+    critical in the trial, as if they were independent.
 
     Raises:
         DataError: no response is correct.
@@ -122,7 +125,8 @@ def estimate(settings: EstimateSettings, *, policy: Policy | None = None) -> Est
             share = settings.token_budget / (single.ratio * everything)
         positions = round(share * sum(map(len, asked)))
         wanted = sum(len(some) * (settings.alternatives + keep) for some, keep in zip(asked, kept, strict=True))
-        parts = [_part(single, share * everything, round(share * wanted), positions, len(groups), settings.seed)]
+        size = (len(lengths), len(groups))
+        parts = [_part(single, share * everything, round(share * wanted), positions, size, settings.seed)]
         sampled = joint = None
         if draws := settings.rollouts_per_alternative:
             trial = trials.sampled(asked)
@@ -135,12 +139,12 @@ def estimate(settings: EstimateSettings, *, policy: Policy | None = None) -> Est
                 )
             )
             wanted = positions * (settings.alternatives + 1) * draws
-            sampled = _part(trial, expected, wanted, positions * draws, len(groups), settings.seed)
+            sampled = _part(trial, expected, wanted, positions * draws, size, settings.seed)
             parts.append(sampled)
         if settings.joint:
             sets = [list(some) for some in sets_of(settings.joint, responses, policy.renderer.tokenizer)]
             trial = trials.joint(sets)
-            joint = _joint_part(settings, trial, sets, lengths, single.free, len(groups))
+            joint = _joint_part(settings, trial, sets, lengths, single.free, size)
             parts.append(joint)
     return Estimate(
         responses=len(responses),
@@ -161,12 +165,13 @@ def estimate(settings: EstimateSettings, *, policy: Policy | None = None) -> Est
     )
 
 
-def _part(trial: _Trial, expected: float, wanted: int, asked: float, groups: int, seed: int) -> _Part:
+def _part(trial: _Trial, expected: float, wanted: int, asked: float, size: tuple[int, int], seed: int) -> _Part:
+    """Return what a kind of rollouts takes; `size` is how many responses there are, and groups of them."""
     ratios = _resampled(trial.cases, seed)
     low, high = (ratios[round(at * _RESAMPLES)] * expected for at in (0.05, 0.95))
-    tail = trial.tail * groups
+    around = trial.opening * size[0] + trial.tail * size[1]
     tokens = trial.ratio * expected
-    seconds = (tokens / trial.rate + tail, low / trial.rate + tail, high / trial.rate + tail)
+    seconds = (tokens / trial.rate + around, low / trial.rate + around, high / trial.rate + around)
     return _Part(wanted, round(trial.made * asked), tokens, low, high, seconds)
 
 
@@ -176,7 +181,7 @@ def _joint_part(
     sets: Sequence[Sequence[Span]],
     lengths: Sequence[int],
     free: float,
-    groups: int,
+    size: tuple[int, int],
 ) -> _Part:
     """Return what sets take whose tokens are all free, each with this chance."""
     count = expected = 0.0
@@ -189,7 +194,7 @@ def _joint_part(
     if settings.joint_budget is not None and settings.joint_budget < trial.ratio * expected:
         share = settings.joint_budget / (trial.ratio * expected)
     wanted = round(share * count * settings.alternatives)
-    return _part(trial, share * expected, wanted, share * count, groups, settings.seed)
+    return _part(trial, share * expected, wanted, share * count, size, settings.seed)
 
 
 class _Trials:
@@ -295,10 +300,9 @@ class _Trials:
 
         with bar("estimate", sum(inquiry.most for inquiry in inquiries), "rollouts") as advance:
             work.run(self._policy, self._verifier, decoding, self._limit, progress=advance, watch=watch)
-        seconds, emitted, _ = timeline[-1]
         self.rollouts += len(work.rollouts)
-        self.seconds += seconds
-        rate, tail = _rate(timeline, emitted, seconds)
+        self.seconds += timeline[-1][0]
+        rate, opening, tail = _rate(timeline)
         by_response: dict[tuple[str, int], list[Rollout]] = {response.key: [] for response in self._group}
         for rollout in work.rollouts:
             by_response[rollout.id, rollout.sample].append(rollout)
@@ -307,15 +311,27 @@ class _Trials:
             made = by_response[response.key]
             own = sum(len(rollout.ids) - rollout.position - 1 for rollout in made)
             cases.append((expected_tokens(length, positions, ranks), own, len(positions), len(made)))
-        return _Trial(cases, rate, tail)
+        return _Trial(cases, rate, opening / len(self._group), tail)
 
 
-def _rate(timeline: Sequence[tuple[float, int, int]], emitted: int, seconds: float) -> tuple[float, float]:
-    """Return the tokens a second while the batch was full, and the seconds that the last rollouts took alone."""
+def _rate(timeline: Sequence[tuple[float, int, int]]) -> tuple[float, float, float]:
+    """Return tokens a second while the batch was full, seconds before its first pass, and those of the last rollouts.
+
+    Points are (seconds, tokens emitted, rollouts waiting) after each pass. The first passes are slow: memory is touched
+    for the first time. A run makes hundreds, so that the rate is taken behind them.
+
+    >>> _rate([(2.0, 10, 9), (3.0, 20, 8), (4.0, 30, 6), (4.5, 32, 1), (5.0, 34, 0)])
+    (10.0, 1.0, 0.6)
+    """
     fullest = max(waiting for *_, waiting in timeline)
-    full = max((point for point in timeline if point[2] >= fullest / 2), default=timeline[-1])
-    rate = (full[1] / full[0] if full[1] else emitted / seconds) or 1.0
-    return rate, max(0.0, seconds - full[0] - (emitted - full[1]) / rate)
+    last = max(place for place, point in enumerate(timeline) if point[2] >= fullest / 2)
+    warm = min(_SLOW_PASSES, last // 2)
+    (begun, first, _), (until, emitted, _), (end, whole, _) = timeline[warm], timeline[last], timeline[-1]
+    if emitted <= first:
+        return whole / max(end, 1e-9) or 1.0, 0.0, 0.0
+    rate = (emitted - first) / (until - begun)
+    opening = max(0.0, timeline[0][0] - (until - begun) / (last - warm))
+    return rate, opening, max(0.0, end - until - (whole - emitted) / rate)
 
 
 def _pass_seconds(tuning: dict[str, float]) -> float:
