@@ -6,6 +6,7 @@ so that it fails in all of them, and none waits for what never comes.
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import sys
@@ -132,6 +133,9 @@ def leave() -> None:
     if joined():
         import torch
 
+        # A trainer that is unreachable in a cycle still keeps the connection and its threads, and those that are left
+        # when the interpreter ends abort the process now and then.
+        gc.collect()
         torch.distributed.destroy_process_group()
 
 

@@ -34,6 +34,8 @@ def main(asked: list[dict[str, Any]]) -> None:
                 continue
         train(settings)
     leave()
+    threads = sorted(file.read_text().strip() for file in Path("/proc/self/task").glob("*/comm"))
+    Path(f"threads.{index()}.json").write_text(json.dumps(threads))
 
 
 def with_failure(fails: str, run: Any) -> None:

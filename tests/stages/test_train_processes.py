@@ -147,6 +147,11 @@ def test_what_is_trained_on_two_processes_equals_one(made: Any, tmp_path: Path) 
     (tmp_path / "asked.json").write_text(json.dumps([broken, moved, *asked]))
     done = launched(made, str(Path(__file__).with_name("many.py")), str(tmp_path / "asked.json"))
     assert done.returncode == 0, done.stderr
+    if sys.platform == "linux":
+        # Threads of the connection that outlive it abort a process now and then when it ends.
+        threads = [json.loads((made.root / f"threads.{process}.json").read_text()) for process in (0, 1)]
+        assert all(threads)
+        assert not [name for some in threads for name in some if "gloo" in name]
     for name, variant in VARIANTS.items():
         alone(made, tmp_path / "one" / name, variant)
         equal(tmp_path / "one" / name, tmp_path / "two" / name, name)
