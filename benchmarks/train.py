@@ -56,7 +56,7 @@ _FULL = tuple(
     for parameters in ("full", "lora")
     for precision in ("float32", "bfloat16")
 )
-_QUICK = ["full-float32-12"]
+_QUICK = ("full-float32-12",)
 _BARS = {
     "time_ratio_sft": 0.92,
     "memory_ratio_sft": 0.92,
@@ -232,7 +232,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--quick",
         action="store_true",
-        help=f"{' and '.join(_QUICK)}, two steps of four rows",
+        help=f"{' and '.join(_QUICK)}, two steps of two rows",
     )
     parser.add_argument(
         "--configurations", nargs="+", metavar="NAME", choices=_FULL, help=f"some of: {', '.join(_FULL)}"
