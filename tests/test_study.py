@@ -200,6 +200,13 @@ def test_another_start_than_the_stated_one_is_refused(content: dict[str, Any]) -
         run_study(Study.model_validate(content), Clock(only="*/annotations"))
     assert "sums/annotations" in run_study(Study.model_validate(content), Clock(only="*/annotations"), any_start=True)
 
+    # Annotations that are not those of the results are not kept in their place.
+    shutil.rmtree("found/sums/annotations")
+    path = Path("found/sums/annotations.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "masks": "1" * 64}))
+    assert "sums/start" in run_study(Study.model_validate(content), Clock(only="*/start"), any_start=True)
+    assert not Path("found/sums/annotations").exists()
+
 
 def test_no_unit_begins_when_time_is_over(content: dict[str, Any]) -> None:
     """With no time, nothing is computed."""

@@ -101,6 +101,14 @@ def run_step(name: str, step: Step) -> dict[str, Any]:
     return manifest
 
 
+def _copy(source: Path, target: Path) -> None:
+    """Copy annotations whole or not at all, without their rollouts: most of it, and nothing here reads them."""
+    temporary = target.with_name(f".{target.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    shutil.copytree(source, temporary, ignore=shutil.ignore_patterns("rollouts", LOCK))
+    temporary.rename(target)
+
+
 class StudyTask:
     """The units of one task."""
 
@@ -221,17 +229,18 @@ class StudyTask:
         made, kept = self._root / "annotations", result_file(self._study, unit).with_suffix("")
         costs = {"respond": self._do(unit, steps["respond"])["accounting"]}
         if kept.is_dir() and not made.exists() and not self._any_start:
-            shutil.copytree(kept, made)
+            _copy(kept, made)
         costs["annotate"] = self._do(unit, steps["annotate"])["accounting"]
         now = masks_hash(made)
-        if not kept.exists():
-            # Rollouts are most of it, and nothing that goes on from the annotations reads them.
-            shutil.copytree(made, kept, ignore=shutil.ignore_patterns("rollouts", LOCK))
-        if before is not None:
-            self._must_be(f"{result_file(self._study, unit)} masks", before["masks"], now)
-            return before
-        share = costs["annotate"]["critical_tokens"] / costs["annotate"]["known_tokens"]
-        return self._keep(unit, {"masks": now, "start": start["hash"], "critical_share": share, "accounting": costs})
+        if before is None:
+            share = costs["annotate"]["critical_tokens"] / costs["annotate"]["known_tokens"]
+            content = {"masks": now, "start": start["hash"], "critical_share": share, "accounting": costs}
+            before = self._keep(unit, content)
+        self._must_be(f"{result_file(self._study, unit)} masks", before["masks"], now)
+        # With --any-start they may be others than those of the results, which are the ones to keep.
+        if before["masks"] == now and not kept.exists():
+            _copy(made, kept)
+        return before
 
     def _tune(self, unit: Unit) -> dict[str, Any]:
         """Train with a learning rate, and answer the validation problems greedily."""
