@@ -18,12 +18,13 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def test_a_line_every_half_minute_says_what_is_left(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
-    """Between the lines nothing is written; rate and time left follow from what this run did."""
-    with progress.bar("respond", 100, "responses") as advance:
+    """Between the lines nothing is written; rate and time left follow from what this run did. No line is broken."""
+    with progress.bar("respond", 100, "responses", note=lambda: "1000 tokens/s, 93 % of drafts right") as advance:
         for _ in range(40):
             clock[0] += 1
             advance(1)
-    assert capsys.readouterr().err == "respond: 30/100, 1.0 responses/s, 1 min 10 s left\n"
+    line = "respond: 30/100, 1.0 responses/s, 1 min 10 s left (1000 tokens/s, 93 % of drafts right)\n"
+    assert capsys.readouterr().err == line
 
 
 def test_the_last_line_is_always_written(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:

@@ -147,6 +147,7 @@ def test_an_interrupted_study_goes_on_and_repeats_nothing(
     # What the missing cell needs is made again, and nothing else: annotations are kept with the results.
     again = ["problems problems", "train start", "respond responses"]
     assert not list(Path("work/sums/annotations/rollouts").iterdir())
+    assert "rollouts" not in Path("found/sums/annotations/README.md").read_text()
     assert made == [*again, "train cft-1", "evaluate cft-1"]
     assert {path: path.read_bytes() for path in there} == there
     assert not [path for path in Path("work").rglob("*.safetensors") if path.parent.name != "start"]

@@ -71,7 +71,7 @@ def _lines(title: str, total: int, unit: str, done: int, note: Callable[[], str]
         speed = (done - first) / max(now - started, 1e-9)
         left = f", {duration((total - done) / speed)} left" if speed and done < total else ""
         more = f" ({note()})" if note else ""
-        stderr.print(f"{title}: {done}/{total}, {_rate(speed, unit)}{left}{more}")
+        stderr.print(f"{title}: {done}/{total}, {_rate(speed, unit)}{left}{more}", soft_wrap=True)
 
     return advance
 

@@ -240,7 +240,7 @@ class DatasetWriter(Workspace):
             (self.path / name).mkdir(exist_ok=True)
             for stray in (self.path / name).glob(".*.tmp"):
                 stray.unlink()
-        write_atomic(self.path / CARD, self._card().encode())
+        write_dataset_card(self.path, self.stage, list(self._tables))
         return self
 
     def pending(self) -> list[int]:
@@ -282,14 +282,15 @@ class DatasetWriter(Workspace):
     def _shard(self, table: str, group: int) -> Path:
         return self.path / table / f"part-{group:05d}.parquet"
 
-    def _card(self) -> str:
-        configs = "".join(
-            f"- config_name: {'default' if name == MAIN_TABLE else name}\n  data_files: {name}/*.parquet\n"
-            for name in sorted(self._tables, key=lambda name: name != MAIN_TABLE)
-        )
-        return (
-            f"---\nconfigs:\n{configs}---\nWritten by `cruxtune {self.stage}`; `{MANIFEST}` says with which settings.\n"
-        )
+
+def write_dataset_card(path: Path, stage: str, tables: Sequence[str]) -> None:
+    """Write the dataset card of a directory that a stage wrote: it names these tables, the main one first."""
+    configs = "".join(
+        f"- config_name: {'default' if name == MAIN_TABLE else name}\n  data_files: {name}/*.parquet\n"
+        for name in sorted(tables, key=lambda name: (name != MAIN_TABLE, name))
+    )
+    text = f"---\nconfigs:\n{configs}---\nWritten by `cruxtune {stage}`; `{MANIFEST}` says with which settings.\n"
+    write_atomic(path / CARD, text.encode())
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

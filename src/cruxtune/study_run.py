@@ -26,7 +26,7 @@ from cruxtune.recipe import START, Step, plan, split_file
 from cruxtune.results import read_result, write_result
 from cruxtune.stage_settings import EvaluateSettings
 from cruxtune.statistics import bootstrap_interval
-from cruxtune.store import LOCK, read_rows
+from cruxtune.store import LOCK, MAIN_TABLE, read_rows, write_dataset_card
 from cruxtune.study import Study, Unit, result_file, units
 from cruxtune.study_clock import Clock, OutOfTime, compute_missing
 
@@ -106,6 +106,7 @@ def _copy(source: Path, target: Path) -> None:
     temporary = target.with_name(f".{target.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     shutil.copytree(source, temporary, ignore=shutil.ignore_patterns("rollouts", LOCK))
+    write_dataset_card(temporary, "annotate", [MAIN_TABLE])
     temporary.rename(target)
 
 
