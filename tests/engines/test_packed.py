@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from cruxtune.engines import packing
 from cruxtune.engines.base import Decoding, Fork, Generation, LoopRule, roll_out
 from cruxtune.engines.cache import Feed
+from cruxtune.engines.drafts import Draft, Sources
 from cruxtune.engines.packing import IMPLEMENTATION, Pack
 from cruxtune.engines.plain import PlainEngine
 from cruxtune.engines.plan import Plan
@@ -381,6 +382,34 @@ def test_samples_of_a_prompt_share_its_prefix() -> None:
         )
         emitted = sum(len(one.ids) for one in found)
         assert engine.usage.tokens_computed - before == read * (len(prompt) - 1) + emitted
+
+
+def test_samples_have_drafts_which_change_none_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guesses of what will be drawn are kept where they are right, each with the noise of its position."""
+    prompts = [[5, 6, 7, 8], [9, 10, 9], [20]]
+    options: dict[str, Any] = {"max_new_tokens": 24, "decoding": Decoding(temperature=1.0), "seeds": [1, 2, 3]}
+    expected = plain_of("llama").generate(prompts, **options)
+    drawn = {tuple(prompt): one.ids for prompt, one in zip(prompts, expected, strict=True)}
+
+    class Oracle(Draft):
+        """Knows what will be drawn, and is wrong in every seventh token."""
+
+        def __init__(self, sources: Sources, ids: list[int], fork: int) -> None:
+            super().__init__(sources, ids, fork)
+            self._drawn = drawn[tuple(sources.text(1))]
+
+        def propose(self, most: int) -> list[int]:
+            start = len(self._ids)
+            return [
+                (token + 1) % 20 if place % 7 == 3 else token
+                for place, token in enumerate(self._drawn[start : start + most], start=start)
+            ]
+
+    monkeypatch.setattr("cruxtune.engines.transformers.Draft", Oracle)
+    engine = packed("llama", draft=4)
+    assert engine.generate(prompts, **options) == expected
+    assert engine.usage.tokens_accepted > 10
+    assert engine.usage.tokens_drafted > engine.usage.tokens_accepted
 
 
 def test_long_prompts_are_read_in_pieces_beside_what_others_decode() -> None:

@@ -49,12 +49,38 @@ def kept(probabilities: np.ndarray, decoding: Decoding) -> np.ndarray:
 @settings(max_examples=30, deadline=None)
 @given(pairs=st.lists(st.tuples(WORDS, st.integers(0, 10**6)), min_size=1, max_size=4), odd=st.integers(1, 9))
 def test_a_vocabulary_gets_the_noise_of_its_tokens(pairs: list[tuple[int, int]], odd: int) -> None:
-    """Tensors, of all ids or of some in any order, hold what the definition gives for one token after another."""
+    """Tensors, for ids in any order, hold what the definition gives for one token after another."""
     keys, like = keys_of(pairs), torch.zeros(len(pairs), odd, dtype=torch.float64)
     expected = [[gumbel(seed, position, token) for token in range(odd)] for seed, position in pairs]
-    np.testing.assert_allclose(choices._noise(keys, None, like), expected, rtol=1e-12)
-    ids = torch.arange(odd).flip(0).expand(len(pairs), -1)
-    np.testing.assert_allclose(choices._noise(keys, ids, like), np.flip(expected, axis=1), rtol=1e-12)
+    ids = torch.arange(odd).expand(len(pairs), -1)
+    np.testing.assert_allclose(choices._noise(keys, ids, like), expected, rtol=1e-12)
+    np.testing.assert_allclose(choices._noise(keys, ids.flip(1), like), np.flip(expected, axis=1), rtol=1e-12)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16]),
+    spread=st.sampled_from([0.01, 1.0, 6.0, 40.0, 400.0]),
+    shift=st.sampled_from([-50.0, 0.0, 22.0]),
+    temperature=st.sampled_from([0.2, 1.0, 3.0]),
+)
+def test_leaving_out_what_cannot_win_changes_no_draw(
+    seed: int, dtype: torch.dtype, spread: float, shift: float, temperature: float
+) -> None:
+    """The draw is that of the definition over the whole vocabulary, ties and impossible tokens included."""
+    rows, vocabulary = 6, 700
+    logits = torch.randn(rows, vocabulary, generator=torch.Generator().manual_seed(seed)) * spread + shift
+    logits[0, ::3] = -torch.inf
+    logits[1] = logits[1, 0]
+    logits[2, 5] = logits[2, 9] = torch.inf
+    logits = logits.to(dtype)
+    pairs = [(seed + row, row) for row in range(rows)]
+    like = choices.at_least_float32(logits)
+    noise = choices._noise(keys_of(pairs), torch.arange(vocabulary).expand(rows, -1), like)
+    expected = (noise + like / temperature).max(dim=-1).indices.tolist()
+    decoding = Decoding(temperature=temperature)
+    assert choices.choose(logits, decoding, *map(list, zip(*pairs, strict=True))) == expected
 
 
 @pytest.mark.parametrize("along", ["tokens", "positions", "seeds"])
@@ -67,7 +93,7 @@ def test_noise_is_gumbel(along: str) -> None:
         "seeds": [(seed, 5) for seed in range(count)],
     }[along]
     like = torch.zeros(len(pairs), count if along == "tokens" else 3, dtype=torch.float64)
-    noise = choices._noise(keys_of(pairs), None, like).numpy()
+    noise = choices._noise(keys_of(pairs), torch.arange(like.shape[1]).expand(like.shape), like).numpy()
     values = noise[0] if along == "tokens" else noise[:, 2]
     assert scipy.stats.kstest(values, "gumbel_r").pvalue > 1e-3
     assert abs(np.corrcoef(values[1:], values[:-1])[0, 1]) < 4 / math.sqrt(count)

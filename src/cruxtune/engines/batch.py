@@ -1,8 +1,8 @@
 """A continuous batch of branches: each pass feeds every branch its next token and a draft, and keeps what is right.
 
-Under greedy decoding the result is token for token what one token a pass would give: a drafted token is kept only if
-it is the one that the model chooses there, and the first one that is not gives way to the model's choice. Branches
-that end make room for those that wait.
+The result is token for token what one token a pass would give: a drafted token is kept only if it is the one that is
+chosen there (of samples too: their noise belongs to a position), and the first one that is not gives way to the choice.
+Branches that end make room for those that wait.
 """
 
 from __future__ import annotations
@@ -150,6 +150,8 @@ class Batch:
         keep: list[int] = []
         slots: list[int] = []
         ends: list[int] = []
+        seeds: list[int] = []
+        positions: list[int] = []
         for slot, _ in feeds:
             branch = self._active[slot]
             ids.extend([*branch.pending[: counts[slot]], *drafts[slot]])
@@ -157,33 +159,35 @@ class Batch:
                 keep.extend(range(len(ids) - len(drafts[slot]) - 1, len(ids)))
                 slots.append(slot)
                 ends.append(len(keep))
+                first = len(branch.ids) - branch.forced
+                positions.extend(range(first, first + len(drafts[slot]) + 1))
+                seeds.extend([branch.seed] * (len(drafts[slot]) + 1))
         try:
             logits = self._passes.run(self._slots, [feed for _, feed in feeds], ids, keep)
             fed = [self._active[slot] for slot in slots]
             for branch, end in zip(fed, ends, strict=True):
                 if branch.avoid:
                     logits[end - 1, branch.avoid[0]] = -torch.inf
-            # Sampled branches have no drafts, so that each has one row; greedy choices need neither seed nor position.
-            chosen = choices.choose(
-                logits,
-                self.decoding,
-                [branch.seed for branch in fed],
-                [len(branch.ids) - branch.forced for branch in fed],
-            )
+            chosen = choices.choose(logits, self.decoding, seeds, positions)
         except torch.OutOfMemoryError as error:
             self._shrink(len(self._active) // 2, error)
             return []
         for branch, count in zip(self._active, counts, strict=True):
             branch.length += count
             branch.pending = branch.pending[count:]
-        start = 0
+        start, taken = 0, []
         for slot, end in zip(slots, ends, strict=True):
-            self._take(self._active[slot], drafts[slot], chosen[start:end], logits, start)
+            count = self._take(self._active[slot], drafts[slot], chosen[start:end])
+            taken.append((self._active[slot], range(start, start + count)))
             start = end
+        _add_statistics(logits, taken)
         return [self._remove(slot) for slot in reversed(range(len(self._active))) if self._active[slot].reason]
 
-    def _take(self, branch: Branch, draft: list[int], chosen: list[int], logits: Any, row: int) -> None:
-        """Append what the model chose behind the branch's last token and behind each draft token that was right."""
+    def _take(self, branch: Branch, draft: list[int], chosen: list[int]) -> int:
+        """Append what the model chose behind the branch's last token and behind each draft token that was right.
+
+        Return how many tokens that are.
+        """
         right = 0
         while right < len(draft) and draft[right] == chosen[right]:
             right += 1
@@ -204,12 +208,9 @@ class Batch:
         usage.tokens_drafted += len(draft)
         branch.length += min(taken, right)
         branch.pending = branch.ids[-1:]
-        if branch.statistics is not None:
-            picked, entropies = choices.statistics(logits[row : row + taken], branch.ids[-taken:])
-            branch.statistics[0].extend(picked)
-            branch.statistics[1].extend(entropies)
         if branch.draft is not None and not branch.reason:
             branch.draft.advance(taken)
+        return taken
 
     def _reads(self) -> list[int]:
         """Return how many of its pending tokens each active branch reads in the next pass.
@@ -364,3 +365,18 @@ class Batch:
     def _enqueue(self, branch: Branch) -> None:
         heapq.heappush(self._queue, (branch.priority, self._entered, branch))
         self._entered += 1
+
+
+def _add_statistics(logits: torch.Tensor, taken: Sequence[tuple[Branch, range]]) -> None:
+    """Add what logits say of the tokens that branches took from these rows, for those that want it."""
+    wanted = [(branch, rows) for branch, rows in taken if branch.statistics is not None]
+    if not wanted:
+        return
+    tokens = [token for branch, rows in wanted for token in branch.ids[len(branch.ids) - len(rows) :]]
+    picked, entropies = choices.statistics(logits, [row for _, rows in wanted for row in rows], tokens)
+    start = 0
+    for branch, rows in wanted:
+        assert branch.statistics is not None
+        branch.statistics[0].extend(picked[start : start + len(rows)])
+        branch.statistics[1].extend(entropies[start : start + len(rows)])
+        start += len(rows)

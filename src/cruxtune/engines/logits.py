@@ -14,8 +14,8 @@ _CHUNK = 128
 """Positions whose full-vocabulary statistics are computed together, which bounds memory."""
 _TIE_MARGIN = 32
 """Candidates fetched beyond k, so that a tie at the border is seen; more ties than that cost a full sort."""
-_CACHED_CELLS, _CELLS = 1 << 16, 1 << 23
-"""Numbers for which noise is made at a time: on a CPU what its cache holds, elsewhere what bounds memory."""
+_CACHED_CELLS, _CELLS = 1 << 20, 1 << 23
+"""Numbers that are worked on at a time: on a CPU what its caches hold, elsewhere what bounds memory."""
 
 
 def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
@@ -46,23 +46,24 @@ def choose(logits: torch.Tensor, decoding: Decoding, seeds: Sequence[int], posit
         return greedy(logits)
     states = [_as_signed(key_of(seed, position)) for seed, position in zip(seeds, positions, strict=True)]
     keys = torch.tensor(states, device=logits.device)
-    rows = max(1, (_CACHED_CELLS if logits.device.type == "cpu" else _CELLS) // logits.shape[1])
+    narrowed = decoding.top_k or decoding.top_p < 1
     chosen: list[int] = []
-    for start in range(0, len(states), rows):
-        ids, scaled = None, at_least_float32(logits[start : start + rows]) / decoding.temperature
-        if decoding.top_k or decoding.top_p < 1:
-            ids, scaled = _survivors(scaled, decoding)
-        best = _noise(keys[start : start + rows], ids, scaled).add_(scaled).max(dim=-1)
-        _refuse_nan(best.values)
-        chosen.extend((best.indices if ids is None else ids.gather(1, best.indices[:, None])[:, 0]).tolist())
+    for part in _parts(len(logits), logits):
+        draw = _drawn_of_survivors if narrowed else _drawn
+        chosen.extend(draw(logits[part], decoding, keys[part]))
     return chosen
 
 
-def statistics(logits: torch.Tensor, tokens: Sequence[int]) -> tuple[list[float], list[float]]:
-    """Return the log-probability of each row's token and the entropy of each row, in nats."""
-    logprobs = torch.log_softmax(at_least_float32(logits), dim=-1)
-    picked = logprobs.gather(1, torch.tensor(tokens, device=logits.device)[:, None])[:, 0]
-    return picked.tolist(), _entropies(logprobs).tolist()
+def statistics(logits: torch.Tensor, rows: Sequence[int], tokens: Sequence[int]) -> tuple[list[float], list[float]]:
+    """Return the log-probability of a token in each of some rows and the entropy of these rows, in nats."""
+    picked: list[float] = []
+    entropies: list[float] = []
+    places, ids = torch.tensor([rows, tokens], device=logits.device)
+    for part in _parts(len(rows), logits):
+        logprobs = torch.log_softmax(at_least_float32(logits[places[part]]), dim=-1)
+        picked.extend(logprobs.gather(1, ids[part, None])[:, 0].tolist())
+        entropies.extend(_entropies(logprobs).tolist())
+    return picked, entropies
 
 
 def scores(logits: torch.Tensor, response: Sequence[int], alternatives: int) -> Scores:
@@ -92,7 +93,40 @@ def _refuse_nan(values: torch.Tensor) -> None:
 
 
 def _entropies(logprobs: torch.Tensor) -> torch.Tensor:
-    return torch.special.entr(logprobs.exp()).sum(dim=-1)
+    # A share of 0 counts for nothing; of its logarithm, −∞, the product would be no number.
+    return -logprobs.exp().mul_(logprobs.clamp(min=torch.finfo(logprobs.dtype).min)).sum(dim=-1)
+
+
+def _parts(count: int, like: torch.Tensor) -> list[slice]:
+    """Return how so many rows of these logits are cut into what is worked on at a time."""
+    most = max(1, (_CACHED_CELLS if like.device.type == "cpu" else _CELLS) // like.shape[1])
+    return [slice(start, start + most) for start in range(0, count, most)]
+
+
+def _drawn(logits: torch.Tensor, decoding: Decoding, keys: torch.Tensor) -> list[int]:
+    """Return argmax_v (z_v / temperature + g_v) of every row, the lowest id of several.
+
+    Noise is made only for what can win: ids whose logit, with the most noise there is, comes up to what the most
+    probable id has with its own. Of a trained model's vocabulary that is a few per cent.
+    """
+    temperature, best = decoding.temperature, logits.max(dim=-1)
+    _refuse_nan(best.values)
+    top = at_least_float32(best.values) / temperature
+    lead = top + _noise(keys, best.indices[:, None], top[:, None])[:, 0]
+    most = _most_noise(top)
+    floor = (lead - most) * temperature
+    # Less what rounding can add to it here, and in the precision of the logits.
+    slack = 8 * torch.finfo(top.dtype).eps * (lead.abs() + most) * temperature
+    lower = floor - slack - 2 * torch.finfo(logits.dtype).eps * floor.abs()
+    floor = torch.where(floor.isfinite(), lower, floor).to(logits.dtype)
+    rows, ids = (logits >= floor[:, None]).nonzero(as_tuple=True)
+    scaled = at_least_float32(logits[rows, ids]) / temperature
+    perturbed = _noise(keys[rows], ids[:, None], scaled[:, None])[:, 0].add_(scaled)
+    highest = torch.full_like(top, -torch.inf).scatter_reduce_(0, rows, perturbed, "amax")
+    # From the last to the first, so that the first of several stays.
+    won = (perturbed == highest[rows]).nonzero()[:, 0].flip(0)
+    chosen = dict(zip(rows[won].tolist(), ids[won].tolist(), strict=True))
+    return [chosen[row] for row in range(len(logits))]
 
 
 def _most_probable_others(logits: torch.Tensor, tokens: torch.Tensor, k: int) -> torch.Tensor:
@@ -111,6 +145,14 @@ def _most_probable_others(logits: torch.Tensor, tokens: torch.Tensor, k: int) ->
         unsure = (values[:, -1] == values[:, k - 1]).nonzero()[:, 0]
         result[unsure] = logits[unsure].argsort(dim=-1, descending=True, stable=True)[:, :k]
     return result
+
+
+def _drawn_of_survivors(logits: torch.Tensor, decoding: Decoding, keys: torch.Tensor) -> list[int]:
+    """Return the same of what top-k and top-p leave."""
+    ids, scaled = _survivors(at_least_float32(logits) / decoding.temperature, decoding)
+    best = _noise(keys, ids, scaled).add_(scaled).max(dim=-1)
+    _refuse_nan(best.values)
+    return ids.gather(1, best.indices[:, None])[:, 0].tolist()
 
 
 def _survivors(scaled: torch.Tensor, decoding: Decoding) -> tuple[torch.Tensor, torch.Tensor]:
@@ -137,15 +179,13 @@ def _survivors(scaled: torch.Tensor, decoding: Decoding) -> tuple[torch.Tensor, 
     return ids, scaled.gather(1, ids).masked_fill(gone, -torch.inf)
 
 
-def _noise(keys: torch.Tensor, ids: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:
-    """Return the Gumbel noise of some ids (by default of the vocabulary) for every key, as `sampling.gumbel` does."""
-    if ids is None:
-        words = _words(keys, torch.arange(-(-like.shape[1] // 2), device=like.device))
-        # The lower half of a word comes first in memory on all machines that torch runs on.
-        bits = words.view(torch.int32)[:, : like.shape[1]]
-    else:
-        bits = _words(keys, ids >> 1) >> 32 * (ids & 1)
-    return _gumbel(bits, like.dtype)
+def _noise(keys: torch.Tensor, ids: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Return the Gumbel noise of some ids (rows, m) for the key of each row, as `sampling.gumbel` does."""
+    return _gumbel(_words(keys, ids >> 1) >> 32 * (ids & 1), like.dtype)
+
+
+def _most_noise(like: torch.Tensor) -> float:
+    return float(_gumbel(torch.zeros(1, dtype=torch.int64), like.dtype))
 
 
 def _gumbel(bits: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -151,7 +151,7 @@ class PlainEngine:
             logits, cache = self._forward(ids, mask, cache)
             chosen = choose(logits, decoding, [row.seed for row in rows], [len(row.ids) for row in rows])
             if statistics:
-                picked, entropies = measure(logits, chosen)
+                picked, entropies = measure(logits, range(len(chosen)), chosen)
             staying = []
             for place, (row, token) in enumerate(zip(rows, chosen, strict=True)):
                 row.ids.append(token)

@@ -136,7 +136,7 @@ class TransformersEngine:
                 seed=seeds[index] if seeds else 0,
                 # Worth it for the last ones, which leave passes nearly empty and often repeat what they or the prompt
                 # said.
-                draft=Draft(Sources((), prompt), ids, 0) if decoding.temperature == 0 else None,
+                draft=Draft(Sources((), prompt), ids, 0),
                 statistics=kept,
             )
             # Neighbours in length share a batch, so that little is padded; the longest come first and fail first.
