@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from cruxtune.chosen import Entry
-from cruxtune.examination import Examination, draw_probe
+from cruxtune.examination import Examination, draw_probe, weights_cast_once
 from cruxtune.masks import training_row
 
 
@@ -56,3 +57,41 @@ def test_the_probe_depends_on_the_seed_alone() -> None:
     assert drawn == draw_probe(entries, 5, seed=1) != draw_probe(entries, 5, seed=2)
     assert [entries.index(entry) for entry in drawn] == sorted(entries.index(entry) for entry in drawn)
     assert draw_probe(entries, 50, seed=1) == entries
+
+
+@pytest.mark.parametrize(("device", "casts"), [("cpu", 1), ("cuda", 3)])
+def test_weights_are_cast_once_on_a_cpu(device: str, casts: int) -> None:
+    """Passes in mixed precision share what they cast, inside the context alone, and compute the same."""
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Casts(TorchDispatchMode):
+        """Counts how often the weight is cast."""
+
+        number = 0
+
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            found = function(*args, **(kwargs or {}))
+            self.number += function is torch.ops.aten._to_copy.default and found.shape == layer.weight.shape
+            return found
+
+    def passes() -> tuple[int, list[torch.Tensor]]:
+        with Casts() as seen, torch.no_grad():
+            found = []
+            for _ in range(3):
+                with torch.autocast("cpu", torch.bfloat16):
+                    found.append(layer(inputs))
+        return seen.number, found
+
+    layer, inputs = torch.nn.Linear(5, 7, bias=False), torch.randn(2, 5)
+    trainer = SimpleNamespace(
+        accelerator=SimpleNamespace(autocast=lambda: torch.autocast("cpu", torch.bfloat16)),
+        args=SimpleNamespace(device=torch.device(device)),
+    )
+    alone = passes()
+    with weights_cast_once(trainer):
+        together = passes()
+    assert (alone[0], together[0]) == (3, casts)
+    assert all(torch.equal(one, other) for one, other in zip(alone[1], together[1], strict=True))
+    layer.weight.data.zero_()
+    assert not any(output.any() for output in passes()[1])

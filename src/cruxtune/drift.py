@@ -88,7 +88,7 @@ class Drift:
         answers = engine.generate(
             self._prompts[part], max_new_tokens=self._max_new_tokens, decoding=self._decoding, statistics=True
         )
-        right = self._judge(answers, part)
+        right = self._judge(answers, self._problems[part])
         sums = {
             "problems": float(len(answers)),
             "correct": float(sum(right)),
@@ -117,25 +117,28 @@ class Drift:
             **{name: value / sums["problems"] for name, value in sums.items() if name.startswith("eval_")},
         }
 
-    def _judge(self, answers: Sequence[Generation], part: slice) -> list[bool]:
+    def _judge(self, answers: Sequence[Generation], problems: Sequence[Problem]) -> list[bool]:
         texts = [self._renderer.decode(answer.ids) for answer in answers]
-        verdicts = self._verifier.verify_many(list(zip(texts, self._problems[part], strict=True)))
+        verdicts = self._verifier.verify_many(list(zip(texts, problems, strict=True)))
         return [verdict.correct for verdict in verdicts]
 
     def _passed(self, engine: PlainEngine, part: slice) -> dict[str, float]:
         """Return the sums over problems of what samples estimate, by the names that logs have."""
         if not self._samples:
             return {}
-        counts = [0] * len(self._prompts[part])
-        # One of every problem at a time: all at once would take as many times the memory.
-        for sample in range(self._samples):
-            answers = engine.generate(
-                self._prompts[part],
-                max_new_tokens=self._max_new_tokens,
-                decoding=Decoding(temperature=1.0),
-                seeds=[seed_of(self._seed, problem.id, _VALIDATION, sample) for problem in self._problems[part]],
-            )
-            counts = [count + right for count, right in zip(counts, self._judge(answers, part), strict=True)]
+        problems, prompts = self._problems[part], self._prompts[part]
+        answers = engine.generate(
+            [prompt for prompt in prompts for _ in range(self._samples)],
+            max_new_tokens=self._max_new_tokens,
+            decoding=Decoding(temperature=1.0),
+            seeds=[
+                seed_of(self._seed, problem.id, _VALIDATION, sample)
+                for problem in problems
+                for sample in range(self._samples)
+            ],
+        )
+        right = self._judge(answers, [problem for problem in problems for _ in range(self._samples)])
+        counts = [sum(right[start : start + self._samples]) for start in range(0, len(right), self._samples)]
         sizes = [1 << power for power in range(1, self._samples.bit_length())]
         return {SAMPLED: sum(counts) / self._samples} | {
             f"eval_pass@{k}": sum(pass_at_k(self._samples, count, k) for count in counts) for k in sizes

@@ -11,6 +11,7 @@ import math
 import random
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,8 @@ def examined(trainer: Any) -> dict[str, float]:
     training, args = trainer.model.training, trainer.args
     trainer.model.eval()
     try:
-        sums = trainer.examination.tallies(trainer.model, slice(args.process_index, None, args.world_size))
+        with weights_cast_once(trainer):
+            sums = trainer.examination.tallies(trainer.model, slice(args.process_index, None, args.world_size))
         if args.world_size > 1:
             values = torch.tensor(list(sums.values()), dtype=torch.float64, device=args.device)
             sums = dict(zip(sums, trainer.accelerator.reduce(values, "sum").tolist(), strict=True))
@@ -121,6 +123,16 @@ def examined(trainer: Any) -> dict[str, float]:
         trainer.model.train(training)
     trainer.control = trainer.callback_handler.on_evaluate(args, trainer.state, trainer.control, metrics)
     return metrics
+
+
+def weights_cast_once(trainer: Any) -> AbstractContextManager[Any]:
+    """Return a context in which mixed precision casts every weight once, for passes between which none changes.
+
+    By itself it casts them at every pass, which on a CPU takes as long as a pass of decoding; elsewhere that is
+    quick, and the copies would take memory.
+    """
+    inside: AbstractContextManager[Any] = trainer.accelerator.autocast()
+    return inside if trainer.args.device.type == "cpu" else nullcontext()
 
 
 def draw_probe(entries: Sequence[Entry], number: int, seed: int) -> list[Entry]:

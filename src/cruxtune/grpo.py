@@ -19,7 +19,7 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
 from cruxtune.errors import ConfigError
-from cruxtune.examination import examined
+from cruxtune.examination import examined, weights_cast_once
 from cruxtune.models import locate, pick_device, quiet_libraries
 from cruxtune.processes import share_batch
 from cruxtune.rewards import Reward
@@ -85,6 +85,10 @@ class PolicyTrainer(GRPOTrainer):
 
     def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict[str, Any]]:
         return [list(self._prompts[name]) for name in prompts], None, {}
+
+    def _generate_single_turn(self, *args: Any, **options: Any) -> Any:
+        with weights_cast_once(self):
+            return super()._generate_single_turn(*args, **options)
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> torch.Tensor:
         rewards: torch.Tensor = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)

@@ -70,7 +70,8 @@ class PlainEngine:
         """Settle nothing: batches have one size."""
         return {}
 
-    @torch.inference_mode()
+    # In inference mode autocast would keep none of its casts, and a trainer's model is asked under autocast.
+    @torch.no_grad()
     def generate(
         self,
         prompts: Sequence[Sequence[int]],
@@ -110,7 +111,7 @@ class PlainEngine:
                 done[row.index] = row.generation(reason, statistics)
         return [generation for generation in done if generation is not None]
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def score(self, prompt: Sequence[int], response: Sequence[int], *, alternatives: int) -> Scores:
         """Score every token of the response; see `Engine.score`."""
         length = len(response)
