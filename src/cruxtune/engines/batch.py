@@ -164,10 +164,9 @@ class Batch:
                 seeds.extend([branch.seed] * (len(drafts[slot]) + 1))
         try:
             logits = self._passes.run(self._slots, [feed for _, feed in feeds], ids, keep)
-            fed = [self._active[slot] for slot in slots]
-            for branch, end in zip(fed, ends, strict=True):
-                if branch.avoid:
-                    logits[end - 1, branch.avoid[0]] = -torch.inf
+            for slot, end in zip(slots, ends, strict=True):
+                if avoid := self._active[slot].avoid:
+                    logits[end - 1, avoid[0]] = -torch.inf
             chosen = choices.choose(logits, self.decoding, seeds, positions)
         except torch.OutOfMemoryError as error:
             self._shrink(len(self._active) // 2, error)
