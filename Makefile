@@ -40,7 +40,7 @@ bench: setup  ## The benchmarks in their quick form; what they measure lands in 
 	$(BIN)/python benchmarks/annotate.py --quick --json benchmarks/results/annotate.json $(BENCH_ARGS)
 	$(BIN)/python benchmarks/respond.py --quick --json benchmarks/results/respond.json
 	$(BIN)/python benchmarks/verify.py --quick --json benchmarks/results/verify.json
-	$(BIN)/python benchmarks/train.py --quick --json benchmarks/results/train.json
+	$(BIN)/python benchmarks/train.py --quick --json benchmarks/results/train-quick.json
 
 clean:  ## Remove .venv and the caches; runs/ and demo/ stay
 	rm -rf .venv .consumers .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist

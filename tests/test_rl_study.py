@@ -188,7 +188,6 @@ def test_a_killed_study_goes_on_and_its_page_is_that_of_its_logs(
     assert not list(Path("rl-work").rglob("*.safetensors"))
 
     result = json.loads(Path("rl-found.json").read_text())
-    assert list(result["before"]) == ["start", "sft", "cft"]
     assert (result["done"], result["missing"]) == (RUNS[:4], [])
     runs_of = {name: json.loads(Path(f"rl-found/{name}.json").read_text()) for name in RUNS[:4]}
     totals = {}
@@ -207,12 +206,23 @@ def test_a_killed_study_goes_on_and_its_page_is_that_of_its_logs(
         assert cost["annotation"] == spent["respond_tokens"] + spent["annotate_tokens"]
         assert cost["training"] == spent["tokens_computed"]
         totals[name] = sum(cost.values())
+        took = run["settings"]["study"]["seconds"]
+        parts = ("respond", "annotate", "train")
+        assert [took[part] for part in ("annotation", "training", "rl")] == [
+            pytest.approx(sum((origin or {"seconds": {}})["seconds"].get(part, 0) for part in parts[:2]), abs=1e-3),
+            (origin or {"seconds": {}})["seconds"].get(parts[2], 0),
+            run["seconds"]["rl"],
+        ]
+        before = result["arms"][run["method"]]["before"]["pass@1"]["mean"]
+        origin = origin or json.loads(Path("found/sums/start.json").read_text())
+        assert before == pytest.approx(sum(origin["greedy"]) / 6, abs=1e-6)
     cost = runs_of["sums/cft-grpo-0"]["settings"]["study"]["compute"]
     assert cost["annotation"] > runs_of["sums/sft-grpo-0"]["settings"]["study"]["compute"]["annotation"] > 0
     assert result["arms"]["grpo"]["steps"] == [2]
     # At 2 steps for what GRPO took after CFT, all that CFT and GRPO took buys so many; each rollout serves 2 of them.
     bought = totals["sums/cft-grpo-0"] / (cost["rl"] / 2)
     assert bought <= result["arms"]["grpo-longer"]["steps"][0] < bought + 2
+    assert result["arms"]["grpo-longer"]["steps_bought"] == result["arms"]["grpo-longer"]["steps"]
 
     ends = result["equal_compute"]
     assert [end["tokens"] for end in ends] == sorted(totals.values())
@@ -231,7 +241,20 @@ def test_a_killed_study_goes_on_and_its_page_is_that_of_its_logs(
     share = sum(runs_of["sums/cft-grpo-0"]["greedy"]) / 6
     assert f"{100 * share:.1f} %" in next(line for line in text.splitlines() if line.startswith("| cft-grpo | 1 |"))
     comparison = json.loads(Path("rl-found/comparison.json").read_text())
-    assert set(comparison["methods"]) == set(content["arms"])
+    assert set(comparison["methods"]) == {*content["arms"], "start", "sft", "cft"}
+    assert comparison["baseline"] == "start"
+
+    # An arm that is stopped before it has taken as much as the other says so, in tokens and in minutes.
+    longer = {**result["arms"]["grpo-longer"], "steps": [2]}
+    short = {**result, "arms": {**result["arms"], "grpo-longer": longer}}
+    study, record = read_rl_study(path, {})
+    stopped = [line for line in page("x", study, record, short).splitlines() if line.startswith("grpo-longer stopped")]
+    shares = [100 * longer[of]["total"] / result["arms"]["cft-grpo"][of]["total"] for of in ("compute", "seconds")]
+    assert stopped == [
+        f"grpo-longer stopped at 2 of the {longer['steps_bought'][0]} steps that all compute of cft-grpo buys: it took "
+        f"{shares[0]:.0f} % of that one's tokens, and {shares[1]:.0f} % of its minutes."
+    ]
+    assert "grpo-longer stopped" not in Path("rl-found.md").read_text()
 
     content["rl"]["learning_rate"] = 0.02
     with pytest.raises(StoreError, match=r"rl.learning_rate = 0.01, and the study has 0.02"):

@@ -207,8 +207,8 @@ def _losses(result: Mapping[str, Any]) -> list[str]:
     if not lines:
         return []
     return [
-        "On the probe's critical and other tokens, in nats, from the start of training to its end; means over seeds. Each "
-        "seed draws its own probe, so that methods with other seeds begin at other values.",
+        "On the probe's critical and other tokens, in nats, from the start of training to its end; means over seeds. "
+        "Each seed draws its own probe, so that methods with other seeds begin at other values.",
         "",
         f"| method | on | {' | '.join(names.values())} |",
         f"| --- | --- | {' | '.join('---' for _ in names)} |",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from itertools import combinations_with_replacement
 
 from scipy.stats import norm
@@ -29,6 +29,9 @@ def detectable_difference(
     method, sigma^2 = r/2 and omega^2 = q - r: for one seed each that is q/N, the variance of McNemar's test at a small
     difference. m is the number of pairs that Holm's procedure (1979, Scandinavian Journal of Statistics 6) corrects
     for, whose first step is alpha/m; its last is alpha.
+
+    Normal quantiles: how much seeds differ is taken as known. A test that estimates it from few seeds, as that of
+    `cruxtune.statistics.difference` does, detects less.
 
     Args:
         problems: N, the same for both.
@@ -61,13 +64,12 @@ def power_table(
     seeds: Mapping[str, int],
     problems: int,
     *,
+    pairs: int,
     disagreement: float,
     between_seeds: float,
     seed_deviation: float,
 ) -> str:
     """Return what a study of these seeds per method (and the start, a single run) can detect, as a Markdown table."""
-    methods = len(seeds) + 1
-    pairs = methods * (methods - 1) // 2
     lines = [
         f"| seeds | methods | alone | first of {pairs} pairs (Holm) |",
         "| --- | --- | ---: | ---: |",
@@ -90,6 +92,20 @@ def power_table(
             )
             lines.append(f"| {text} | {names} | {100 * alone:.1f} | {100 * first:.1f} |")
     return "\n".join(lines)
+
+
+def compared_pairs(tasks: Sequence[Collection[str]]) -> int:
+    """Return how many differences of a metric a comparison makes of these methods of each task and the start.
+
+    Those of all pairs in each task, and with several tasks those of the averages of methods that are in all.
+
+    >>> compared_pairs([["sft", "cft"]]), compared_pairs([["sft", "cft", "random"], ["sft", "cft"]])
+    (3, 12)
+    """
+    groups = [set(methods) for methods in tasks]
+    if len(groups) > 1:
+        groups.append(set.intersection(*groups))
+    return sum(math.comb(len(methods) + 1, 2) for methods in groups)
 
 
 def _names(seeds: Mapping[str, int], *numbers: int) -> str:

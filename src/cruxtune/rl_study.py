@@ -17,7 +17,7 @@ from cruxtune.errors import ConfigError
 from cruxtune.options import merged
 from cruxtune.recipe import START
 from cruxtune.settings import Settings
-from cruxtune.study import Study, expected, read_sections, read_study, validated
+from cruxtune.study import Study, Unit, expected, read_sections, read_study, validated
 
 _GIVEN = ("output", "overwrite", "seed", "model", "problems", "from", "validation", "validation_source")
 """Keys of `cruxtune rl` that the study decides."""
@@ -100,19 +100,24 @@ def runs(study: RlStudy) -> list[Run]:
     return [Run(study.task, arm, seed) for seed in range(study.seeds) for arm in study.arms]
 
 
+def origin(study: RlStudy, run: Run) -> Unit:
+    """Return the unit of the other study whose model a run goes on from; there is one start."""
+    method = study.arms[run.arm].origin
+    return Unit(run.task, "cell", method, 0 if method == START else run.seed)
+
+
 def result_file(study: RlStudy, run: Run) -> Path:
     """Return where the result of a run is."""
     return study.results / run.task / f"{run.label}.json"
 
 
-def steps_for(tokens: float, per_step: float, *, multiple: int, most: int | None = None) -> int:
-    """Return the steps that so many tokens buy, the next multiple, and at most `most` rounded down to one.
+def steps_for(tokens: float, per_step: float, *, multiple: int) -> int:
+    """Return the steps that so many tokens buy, the next multiple.
 
-    >>> steps_for(1000, 9.0, multiple=2), steps_for(1000, 9.0, multiple=2, most=41)
-    (112, 40)
+    >>> steps_for(1000, 9.0, multiple=2)
+    112
     """
-    steps = math.ceil(tokens / per_step / multiple) * multiple
-    return steps if most is None else max(multiple, min(steps, most // multiple * multiple))
+    return math.ceil(tokens / per_step / multiple) * multiple
 
 
 def is_rl_study(path: Path) -> bool:

@@ -11,12 +11,13 @@ import typer
 
 from cruxtune.errors import ConfigError
 from cruxtune.progress import stderr
-from cruxtune.rl_study import RlStudy, read_rl_study, result_file, runs
+from cruxtune.rl_study import RlStudy, origin, read_rl_study, result_file, runs
 from cruxtune.rl_study_page import page, power_lines
 from cruxtune.rl_study_summary import summarise
 from cruxtune.stage_settings import CompareSettings
 from cruxtune.store import write_atomic
 from cruxtune.study import Study
+from cruxtune.study import result_file as cell_file
 from cruxtune.study_clock import Clock
 from cruxtune.study_commands import lines, use_threads
 
@@ -78,7 +79,9 @@ def write_results(path: Path, study: RlStudy, record: Study) -> None:
         picture = _beside(study, ".svg")
         write_atomic(picture, figure(result))
         write_atomic(_beside(study, ".json"), (json.dumps(result, indent=1, ensure_ascii=False) + "\n").encode())
-        compare(CompareSettings(cells=[study.results], output=study.results))
+        before = dict.fromkeys(cell_file(record, origin(study, run)) for run in runs(study) if run.name in found)
+        cells = [study.results, *(file for file in before if file.exists())]
+        compare(CompareSettings(cells=cells, output=study.results))
     text = page(path.as_posix(), study, record, result, picture.name if picture else None)
     write_atomic(_beside(study, ".md"), text.encode())
 

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from cruxtune.comparison_figure import STYLE, draw_curve
-from cruxtune.rl_study_summary import ACCURACY, COMPUTE
+from cruxtune.rl_study_summary import ACCURACY, COMPUTE, SAMPLED
 
 _PANELS = {
     "reward": ("reward of rollouts", 1),
     ACCURACY: ("greedy pass@1, validation (%)", 100),
+    SAMPLED: ("pass@1 of samples, validation (%)", 100),
     "eval_pass@8": ("pass@8, validation (%)", 100),
     "entropy": ("entropy of rollouts (nats)", 1),
     "length": ("length of rollouts (tokens)", 1),

@@ -8,24 +8,26 @@ from typing import Any
 from cruxtune.comparison_page import percent
 from cruxtune.power import detectable_difference
 from cruxtune.rl_study import RlStudy
-from cruxtune.rl_study_summary import ACCURACY
+from cruxtune.rl_study_summary import ACCURACY, SAMPLED
 from cruxtune.study import Study
 
 _CLAIM = (
     "Ruan et al. 2025 (arXiv 2510.10974): checkpoints from CFT start GRPO with higher entropy, explore more, and keep "
     "gaining later, where those from SFT stall. Its curves are of one seed, on models of up to 8B parameters; we have "
     "no numbers of them. Its reviewers asked for seeds, and whether the compute would be better spent on reinforcement "
-    "learning: that is what the tables at equal compute are for. Model, task and number of steps here are far smaller, "
-    "so that nothing below confirms or refutes the claim at the paper's scale."
+    "learning: that is what the tables at equal compute are for, as far as runs go. Model, task and number of steps "
+    "here are far smaller, so that nothing below confirms or refutes the claim at the paper's scale."
 )
 _LOGGED = {
     "reward": "reward",
-    ACCURACY: "pass@1, validation",
+    ACCURACY: "greedy pass@1, validation",
+    SAMPLED: "pass@1 of samples, validation",
     "eval_pass@8": "pass@8, validation",
     "entropy": "entropy, rollouts",
     "eval_entropy": "entropy, validation",
     "length": "tokens a rollout",
 }
+_HELDOUT = {"pass@1": "greedy pass@1", "pass@1_sampled": "pass@1 of samples"}
 
 
 def page(path: str, study: RlStudy, record: Study, result: Mapping[str, Any], figure: str | None = None) -> str:
@@ -63,8 +65,8 @@ def power_lines(study: RlStudy, record: Study) -> Iterator[str]:
     heldout = record.recipe_of(study.task, record.output).splits.heldout
     if record.power is None or heldout is None:
         return
-    arms = len(study.arms)
-    pairs = max(1, arms * (arms - 1) // 2)
+    compared = len(study.arms) + len({arm.origin for arm in study.arms.values()})
+    pairs = compared * (compared - 1) // 2
     yield f"| {study.seeds} seeds and {study.seeds} | alone | first of {pairs} pairs (Holm) |"
     yield "| --- | ---: | ---: |"
     for name, problems in (("held-out", heldout), ("validation", study.validation_problems)):
@@ -92,6 +94,14 @@ def _plan(study: RlStudy) -> list[str]:
             most = f", at most {arm.most_steps}" if arm.most_steps else ""
             steps = f"as many as all compute of {arm.compute_of} buys (annotation, training, GRPO){most}"
         lines.append(f"| {name} | {arm.origin} | {steps} |")
+    for name, arm in study.arms.items():
+        for other, first in study.arms.items():
+            if arm.compute_of and first.origin == arm.origin and not first.compute_of:
+                lines += [
+                    "",
+                    f"Run s of {name} begins as that of {other} does, with the same model, seed and problems, and goes "
+                    "on: the two are not independent.",
+                ]
     return lines
 
 
@@ -127,11 +137,12 @@ def _results(study: RlStudy, result: Mapping[str, Any]) -> list[str]:
         "",
         "### On the held-out problems, after the last step",
         "",
-        *_heldout(study, result),
+        *_heldout(f"{study.results.name}/comparison.md", result),
         "",
         "### While it trained",
         "",
-        "From the first to the last value of each curve; means over seeds, entropy in nats.",
+        "From the first validation to the last; of rollouts, from the mean of the first third of the steps to that of "
+        "the last. Means over seeds, entropy in nats.",
         "",
         f"| arm | {' | '.join(shown.values())} |",
         f"| --- | {' | '.join('---' for _ in shown)} |",
@@ -141,67 +152,93 @@ def _results(study: RlStudy, result: Mapping[str, Any]) -> list[str]:
         "",
         "Tokens put through the model, means over seeds: for responses and annotation, to train the model that GRPO "
         "goes on from, and for GRPO itself (rollouts, their log-probabilities, training). Left out are the cold start, "
-        "which is common to all, validation and evaluation. A token of training takes about three times what one of "
-        "annotation or of rollouts does.",
+        "which is common to all, validation, evaluation, and the choice of learning rates, which the models that GRPO "
+        "goes on from had and GRPO had not. A token of training takes about three times what one of annotation or of "
+        "rollouts does.",
         "",
-        "| arm | seeds | steps | annotation | training | GRPO | total | minutes, GRPO and evaluation |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| arm | seeds | steps | annotation | training | GRPO | total |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
         *(_cost(name, arm) for name, arm in arms.items()),
+        "",
+        "The same in minutes, GRPO with its validations. They depend on the day and on what else ran.",
+        "",
+        "| arm | annotation | training | GRPO | total |",
+        "| --- | ---: | ---: | ---: | ---: |",
+        *(f"| {name} | {_counts(arm, 'seconds', 60)} |" for name, arm in arms.items()),
         "",
         "### At equal total compute",
         "",
-        *_equal(result),
+        *_equal(study, result),
     ]
 
 
-def _heldout(study: RlStudy, result: Mapping[str, Any]) -> list[str]:
+def _heldout(file: str, result: Mapping[str, Any]) -> list[str]:
     names = list(next(iter(result["arms"].values()))["heldout"])
-    shown = ["pass@1", *[name for name in names if name.startswith("pass@") and "sampled" not in name][1:][-1:]]
+    largest = [name for name in names if name.startswith("pass@") and name not in _HELDOUT][-1:]
+    shown = {**_HELDOUT, **{name: name for name in largest}, "entropy": "entropy of samples"}
+    shown = {name: title for name, title in shown.items() if name in names}
     lines = [
-        f"| arm | seeds | {' | '.join(f'{name}, before | {name}' for name in shown)} | entropy of samples |",
-        f"| --- | ---: | {' | '.join('--- | ---' for _ in shown)} | --- |",
+        f"| arm | seeds | {' | '.join(f'{title}, before | after' for title in shown.values())} |",
+        f"| --- | ---: | {' | '.join('--- | ---' for _ in shown)} |",
     ]
     for name, arm in result["arms"].items():
-        before = result["before"].get(study.arms[name].origin, {})
-        cells = [_percent(found.get(metric)) for metric in shown for found in (before, arm["heldout"])]
-        entropy = arm["heldout"]["entropy"]
-        spread = f"{entropy['mean']:.3f} [{entropy['low']:.3f}, {entropy['high']:.3f}]"
-        lines.append(f"| {name} | {len(arm['seeds'])} | {' | '.join(cells)} | {spread} |")
-    return lines
+        cells = [_band(metric, arm[when].get(metric)) for metric in shown for when in ("before", "heldout")]
+        lines.append(f"| {name} | {len(arm['seeds'])} | {' | '.join(cells)} |")
+    return [*lines, "", f"Differences, each arm's from its own start too, are in [{file}]({file})."]
 
 
-def _percent(band: Mapping[str, float] | None) -> str:
-    return "" if band is None else percent(band["mean"], (band["low"], band["high"]))
+def _band(metric: str, band: Mapping[str, float] | None) -> str:
+    if band is None:
+        return ""
+    if metric.endswith("entropy"):
+        return f"{band['mean']:.3f} [{band['low']:.3f}, {band['high']:.3f}]"
+    return percent(band["mean"], (band["low"], band["high"]))
 
 
 def _ends(curves: Mapping[str, Sequence[Sequence[float]]], name: str) -> str:
-    """Return the first and the last mean of a curve."""
+    """Return the first and the last mean of a curve of validations, or those of the thirds of one of rollouts."""
     if name not in curves:
         return ""
-    first, last = curves[name][0][1], curves[name][-1][1]
-    if name == ACCURACY or name.startswith("eval_pass@"):
+    means = [mean for _, mean, *_ in curves[name]]
+    # A step has few problems, and others than the last one.
+    part = 1 if name.startswith("eval_") else -(-len(means) // 3)
+    first, last = sum(means[:part]) / part, sum(means[-part:]) / part
+    if name in (ACCURACY, SAMPLED) or name.startswith("eval_pass@"):
         return f"{100 * first:.1f} → {100 * last:.1f} %"
     return f"{first:.1f} → {last:.1f}" if name == "length" else f"{first:.3f} → {last:.3f}"
 
 
 def _cost(name: str, arm: Mapping[str, Any]) -> str:
     steps = "–".join(map(str, dict.fromkeys((min(arm["steps"]), max(arm["steps"])))))
-    counts = " | ".join(f"{arm['compute'][part]:,}" for part in ("annotation", "training", "rl", "total"))
-    return f"| {name} | {len(arm['seeds'])} | {steps} | {counts} | {arm['minutes']:.0f} |"
+    return f"| {name} | {len(arm['seeds'])} | {steps} | {_counts(arm, 'compute', 1)} |"
 
 
-def _equal(result: Mapping[str, Any]) -> list[str]:
+def _counts(arm: Mapping[str, Any], of: str, unit: int) -> str:
+    return " | ".join(f"{arm[of][part] / unit:,.0f}" for part in ("annotation", "training", "rl", "total"))
+
+
+def _equal(study: RlStudy, result: Mapping[str, Any]) -> list[str]:
     """Return a table for each metric: what each arm had come to when so many tokens were spent in all."""
     ends = result["equal_compute"]
     measured = ends[-1]["arms"][ends[-1]["end_of"]]
     largest = sorted((name for name in measured if name.startswith("eval_pass@")), key=_samples)[-1:]
     lines = [
         "On the validation problems, by the last validation at or below so many tokens of annotation, training and "
-        "GRPO together. The columns are the totals at which arms end, seed by seed (means are shown); the first is the "
-        "most that all arms reach. A dash: annotation and training alone take more. An asterisk: all of its runs had "
-        "ended before.",
+        "GRPO together. The columns are the totals at which arms end, seed by seed (means are shown). A dash: "
+        "annotation and training alone take more. An asterisk: all of its runs had ended before, and what "
+        "they would have come to with the rest is not known.",
     ]
-    for name in (ACCURACY, *largest):
+    for name, arm in result["arms"].items():
+        given = result["arms"].get(study.arms[name].compute_of)
+        if given and max(arm["steps"]) < max(arm["steps_bought"]):
+            tokens, seconds = (100 * arm[of]["total"] / given[of]["total"] for of in ("compute", "seconds"))
+            lines += [
+                "",
+                f"{name} stopped at {max(arm['steps'])} of the {max(arm['steps_bought'])} steps that all compute of "
+                f"{study.arms[name].compute_of} buys: it took {tokens:.0f} % of that one's tokens, and {seconds:.0f} % "
+                "of its minutes.",
+            ]
+    for name in (ACCURACY, *(name for name in (SAMPLED,) if name in measured), *largest):
         lines += [
             "",
             f"| {_LOGGED.get(name, name.removeprefix('eval_'))} | {' | '.join(map(_end, ends))} |",
@@ -225,4 +262,4 @@ def _end(end: Mapping[str, Any]) -> str:
 def _reached(found: Mapping[str, Any] | None, name: str) -> str:
     if found is None:
         return ""
-    return "–" if found["state"] == "not begun" else _percent(found[name]) + r" \*" * (found["state"] == "ended")
+    return "–" if found["state"] == "not begun" else _band(name, found[name]) + r" \*" * (found["state"] == "ended")

@@ -16,7 +16,7 @@ from cruxtune.errors import StoreError
 from cruxtune.recipe import START, Step, plan, split_file
 from cruxtune.results import read_result
 from cruxtune.rl_settings import RlSettings
-from cruxtune.rl_study import RlStudy, Run, result_file, runs, steps_for
+from cruxtune.rl_study import RlStudy, Run, origin, result_file, runs, steps_for
 from cruxtune.settings import ModelSettings
 from cruxtune.stage_settings import EvaluateSettings
 from cruxtune.store import write_atomic
@@ -50,14 +50,11 @@ def read_runs(study: RlStudy, record: Study) -> dict[str, dict[str, Any]]:
     return run_rl_study(study, record, Clock(max_minutes=0))
 
 
-def read_origins(study: RlStudy, record: Study) -> dict[str, list[dict[str, Any]]]:
-    """Return the cells that there are of the methods that arms go on from: what these could before."""
-    task, found = StudyTask(record, study.task, Clock(max_minutes=0), any_start=False), {}
-    for method in dict.fromkeys(arm.origin for arm in study.arms.values()):
-        seeds = 1 if method == START else study.seeds
-        cells = [task.result(Unit(study.task, "cell", method, seed)) for seed in range(seeds)]
-        found[method] = [cell for cell in cells if cell is not None]
-    return found
+def read_origins(study: RlStudy, record: Study) -> dict[str, dict[str, Any]]:
+    """Return the cells that there are of the models that runs go on from, by the run's name."""
+    task = StudyTask(record, study.task, Clock(max_minutes=0), any_start=False)
+    found = {run.name: task.result(origin(study, run)) for run in runs(study)}
+    return {name: cell for name, cell in found.items() if cell is not None}
 
 
 class _Runs:
@@ -81,9 +78,9 @@ class _Runs:
             return found
         if self._clock.over:
             raise OutOfTime
-        steps = self._steps(run)
-        origin = self._origin(run)
-        evaluation = self._task.with_model(origin)
+        bought, came_from = self._bought(run), origin(self._study, run)
+        steps = int(self._study.rl["steps"]) if bought is None else self._within(run, bought)
+        evaluation = self._task.with_model(came_from)
         settings = self._rl(run, steps, evaluation.model)
         self._write_validation()
         manifest = run_step(run.name, Step("rl", "rl", settings))
@@ -96,45 +93,47 @@ class _Runs:
             }
         )
         run_step(run.name, Step("evaluate", "evaluate", evaluation))
-        path = write_cell(result_file(self._study, run), self._cell(run, origin, evaluation, settings, manifest))
-        self._task.forget(origin)
+        path = write_cell(result_file(self._study, run), self._cell(run, bought, evaluation, settings, manifest))
+        self._task.forget(came_from)
         if not self._record.keep_checkpoints:
             shutil.rmtree(settings.output.output)
         result: dict[str, Any] = json.loads(path.read_text())
         return result
 
-    def _origin(self, run: Run) -> Unit:
-        """Return the unit of the other study whose model the run goes on from."""
-        method = self._study.arms[run.arm].origin
-        return Unit(run.task, "cell", method, 0 if method == START else run.seed)
-
-    def _steps(self, run: Run) -> int:
-        """Return the steps of a run: those of all, or those that the compute of another run comes to."""
-        arm, steps = self._study.arms[run.arm], int(self._study.rl["steps"])
-        if arm.compute_of is None:
-            return steps
-        other = self.compute(Run(run.task, arm.compute_of, run.seed))["settings"]["study"]
-        total, own = sum(other["compute"].values()), self._before(self._origin(run))
+    def _bought(self, run: Run) -> int | None:
+        """Return the steps that the whole compute of another run buys, where the arm is given as much."""
+        other_arm = self._study.arms[run.arm].compute_of
+        if other_arm is None:
+            return None
+        other = self.compute(Run(run.task, other_arm, run.seed))["settings"]["study"]
+        total, own = sum(other["compute"].values()), self._before(origin(self._study, run))
         # Whatever a step takes there it takes here: the same batch of the same problems.
         per_step = other["compute"]["rl"] / other["steps"]
-        settings = self._rl(run, steps, None)
-        return steps_for(total - sum(own.values()), per_step, multiple=settings.steps_per_rollouts, most=arm.most_steps)
+        return steps_for(total - sum(own.values()), per_step, multiple=self._steps_per_rollouts(run))
 
-    def _before(self, origin: Unit) -> dict[str, int]:
+    def _within(self, run: Run, steps: int) -> int:
+        """Return so many steps, or as many as the arm may take at most."""
+        multiple, most = self._steps_per_rollouts(run), self._study.arms[run.arm].most_steps
+        return steps if most is None else max(multiple, min(steps, most // multiple * multiple))
+
+    def _steps_per_rollouts(self, run: Run) -> int:
+        return self._rl(run, int(self._study.rl["steps"]), None).steps_per_rollouts
+
+    def _before(self, unit: Unit) -> dict[str, int]:
         """Return the tokens that went through the model for annotation and training of what a run goes on from."""
-        if origin.method == START:
+        if unit.method == START:
             return {"annotation": 0, "training": 0}
-        training = self._training(origin)
+        training = self._training(unit)
         annotation, computed = training.annotation_tokens, training.tokens_computed
         if annotation is None or computed is None:
             raise StoreError(
-                f"{cell_file(self._record, origin)} does not say what annotation and training took, without which "
+                f"{cell_file(self._record, unit)} does not say what annotation and training took, without which "
                 "nothing compares at equal compute; move it away and let its study make it anew"
             )
         return {"annotation": annotation, "training": computed}
 
-    def _training(self, origin: Unit) -> Training:
-        return Training.model_validate(self._task.finished(origin)["training"])
+    def _training(self, unit: Unit) -> Training:
+        return Training.model_validate(self._task.finished(unit)["training"])
 
     def _rl(self, run: Run, steps: int, model: ModelSettings | None) -> RlSettings:
         """Return the settings of a run's reinforcement learning, under the conditions of the other study."""
@@ -153,20 +152,25 @@ class _Runs:
         """Write the problems that are examined while a model trains: the first of the other study's."""
         split = split_file(self._record.output / self._study.task, "validation")
         there = split.read_text(encoding="utf-8").splitlines(True)
-        self._validation.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(self._validation, "".join(there[: self._study.validation_problems]).encode())
+        wanted = "".join(there[: self._study.validation_problems]).encode()
+        # Another run may be reading it, or be writing the same.
+        if not self._validation.exists() or self._validation.read_bytes() != wanted:
+            self._validation.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(self._validation, wanted)
 
     def _cell(
         self,
         run: Run,
-        origin: Unit,
+        bought: int | None,
         evaluation: EvaluateSettings,
         settings: RlSettings,
         manifest: Mapping[str, Any],
     ) -> Cell:
         """Return the evaluation of a run, with what it took from the start on."""
-        done, before = manifest["accounting"], self._before(origin)
-        trained = None if origin.method == START else self._training(origin)
+        came_from = origin(self._study, run)
+        done, before = manifest["accounting"], self._before(came_from)
+        trained = None if came_from.method == START else self._training(came_from)
+        took = {} if came_from.method == START else self._task.finished(came_from)["seconds"]
         cell = cell_of(evaluation.output.output, method=run.arm, seed=run.seed, benchmark=run.task)
         # Every token of a rollout is trained on.
         seen = done["tokens_trained"] + (trained.tokens_trained / trained.share_trained if trained else 0)
@@ -184,10 +188,17 @@ class _Runs:
         study = {
             "unit": self._settings(run),
             "steps": done["steps"],
+            "steps_bought": bought,
             "compute": {**before, "rl": done["tokens_computed"]},
+            "seconds": {
+                "annotation": round(took.get("respond", 0.0) + took.get("annotate", 0.0), 3),
+                "training": took.get("train", 0.0),
+                "rl": done["seconds"],
+            },
+            "threads": self._study.threads,
             "model": manifest["identity"]["model"],
         }
-        named = {"method": "grpo", "from": origin.method, "learning_rate": settings.learning_rate}
+        named = {"method": "grpo", "from": came_from.method, "learning_rate": settings.learning_rate}
         seconds = {**cell.seconds, "rl": done["seconds"]}
         return cell.model_copy(update={"settings": {**named, "study": study}, "training": training, "seconds": seconds})
 
@@ -197,7 +208,7 @@ class _Runs:
             "rl": self._study.rl,
             "arm": self._study.arms[run.arm].model_dump(mode="json", by_alias=True, exclude_none=True),
             "validation": self._study.validation_problems,
-            "origin": self._task.settings_of(self._origin(run)),
+            "origin": self._task.settings_of(origin(self._study, run)),
         }
 
 

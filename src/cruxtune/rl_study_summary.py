@@ -10,7 +10,7 @@ from cruxtune.comparison import scores
 from cruxtune.rl_study import RlStudy, runs
 
 FORMAT = 1
-ACCURACY, COMPUTE = "eval_accuracy", "tokens_computed"
+ACCURACY, SAMPLED, COMPUTE = "eval_accuracy", "eval_accuracy_sampled", "tokens_computed"
 _PARTS = ("annotation", "training", "rl")
 
 Result = Mapping[str, Any]
@@ -19,29 +19,28 @@ Validations = Sequence[tuple[int, Mapping[str, float]]]
 """What was measured, by the name that logs have, after so many tokens from the start on."""
 
 
-def summarise(study: RlStudy, found: Mapping[str, Result], origins: Mapping[str, Sequence[Result]]) -> dict[str, Any]:
+def summarise(study: RlStudy, found: Mapping[str, Result], origins: Mapping[str, Result]) -> dict[str, Any]:
     """Return what the runs that there are come to.
 
     Args:
         study: says which runs there are to be.
         found: results by the run's name.
-        origins: cells of the methods that arms go on from.
+        origins: the cell of the model that each run goes on from, by the run's name.
     """
     done = [run for run in runs(study) if run.name in found]
-    arms = {
-        name: [found[run.name] for run in done if run.arm == name]
-        for name in study.arms
-        if any(run.arm == name for run in done)
-    }
+    arms = {name: [run for run in done if run.arm == name] for name in study.arms}
+    arms = {name: some for name, some in arms.items() if some}
     return {
         "format": FORMAT,
         "task": study.task,
         "done": [run.name for run in done],
         "missing": [run.name for run in runs(study) if run.name not in found],
-        "before": {name: heldout(cells) for name, cells in origins.items() if cells},
-        "arms": {name: _arm(study, name, results) for name, results in arms.items()},
+        "arms": {
+            name: _arm(study, name, [found[run.name] for run in some], [origins.get(run.name) for run in some])
+            for name, some in arms.items()
+        },
         "equal_compute": equal_compute(
-            {name: {result["seed"]: _spent(result) for result in some} for name, some in arms.items()}
+            {name: {run.seed: _spent(found[run.name]) for run in some} for name, some in arms.items()}
         ),
     }
 
@@ -114,18 +113,26 @@ def _at(spent: Sequence[tuple[int, Validations]]) -> dict[str, Any]:
     return {"state": "ended" if ended else "running", **values}
 
 
-def _arm(study: RlStudy, name: str, results: Sequence[Result]) -> dict[str, Any]:
-    costs = [result["settings"]["study"]["compute"] for result in results]
-    total = [sum(cost[part] for part in _PARTS) for cost in costs]
+def _arm(study: RlStudy, name: str, results: Sequence[Result], before: Sequence[Result | None]) -> dict[str, Any]:
+    """Return an arm's numbers, and those of what its runs went on from where all of that was evaluated."""
+    took = [result["settings"]["study"] for result in results]
     return {
         "from": study.arms[name].origin,
         "seeds": [result["seed"] for result in results],
-        "steps": [result["settings"]["study"]["steps"] for result in results],
-        "compute": {**{part: _mean([cost[part] for cost in costs]) for part in _PARTS}, "total": _mean(total)},
-        "minutes": round(sum(result["seconds"]["rl"] + result["seconds"]["evaluate"] for result in results) / 60, 1),
+        "steps": [one["steps"] for one in took],
+        **({"steps_bought": [one["steps_bought"] for one in took]} if study.arms[name].compute_of else {}),
+        "compute": _parts([one["compute"] for one in took]),
+        "seconds": _parts([one["seconds"] for one in took]),
+        "before": heldout([cell for cell in before if cell]) if all(before) else {},
         "heldout": heldout(results),
         "curves": bands([result["training"]["curves"] for result in results]),
     }
+
+
+def _parts(costs: Sequence[Mapping[str, float]]) -> dict[str, int]:
+    """Return the means over seeds of each part, and of their sum."""
+    total = [sum(cost[part] for part in _PARTS) for cost in costs]
+    return {**{part: _mean([cost[part] for cost in costs]) for part in _PARTS}, "total": _mean(total)}
 
 
 def _spent(result: Result) -> list[tuple[int, dict[str, float]]]:
@@ -135,7 +142,7 @@ def _spent(result: Result) -> list[tuple[int, dict[str, float]]]:
     measured = {
         name: _by_step(points)
         for name, points in curves.items()
-        if name in (ACCURACY, "eval_entropy") or name.startswith("eval_pass@")
+        if name in (ACCURACY, SAMPLED, "eval_entropy") or name.startswith("eval_pass@")
     }
     return [
         (before + int(tokens[step]), {name: points[step] for name, points in measured.items()})

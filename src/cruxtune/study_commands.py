@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 from cruxtune import start_search
-from cruxtune.power import power_table
+from cruxtune.power import compared_pairs, power_table
 from cruxtune.progress import stderr
 from cruxtune.rl_study import is_rl_study
 from cruxtune.stage_settings import CompareSettings
@@ -102,6 +102,7 @@ def power_lines(study: Study) -> Iterator[str]:
     """Yield the smallest differences that each task can detect, as Markdown."""
     if study.power is None:
         return
+    pairs = compared_pairs([task.seeds for task in study.tasks.values()])
     for name, task in study.tasks.items():
         heldout = study.recipe_of(name, study.output).splits.heldout
         if heldout is None:
@@ -109,7 +110,7 @@ def power_lines(study: Study) -> Iterator[str]:
         yield ""
         yield f"{name}, {heldout:,} problems, percentage points:"
         yield ""
-        yield from power_table(task.seeds, heldout, **study.power.model_dump()).splitlines()
+        yield from power_table(task.seeds, heldout, pairs=pairs, **study.power.model_dump()).splitlines()
 
 
 def _compare(study: Study) -> None:
