@@ -120,6 +120,15 @@ def steps_for(tokens: float, per_step: float, *, multiple: int) -> int:
     return math.ceil(tokens / per_step / multiple) * multiple
 
 
+def within(steps: int, *, multiple: int, most: int | None) -> int:
+    """Return so many steps, and at most `most` rounded down to a multiple, but one at least.
+
+    >>> within(112, multiple=2, most=41), within(112, multiple=2, most=None), within(112, multiple=4, most=3)
+    (40, 112, 4)
+    """
+    return steps if most is None else max(multiple, min(steps, most // multiple * multiple))
+
+
 def is_rl_study(path: Path) -> bool:
     """Return whether the file of a study goes on from the models of another one.
 

@@ -16,7 +16,7 @@ from cruxtune.errors import StoreError
 from cruxtune.recipe import START, Step, plan, split_file
 from cruxtune.results import read_result
 from cruxtune.rl_settings import RlSettings
-from cruxtune.rl_study import RlStudy, Run, origin, result_file, runs, steps_for
+from cruxtune.rl_study import RlStudy, Run, origin, result_file, runs, steps_for, within
 from cruxtune.settings import ModelSettings
 from cruxtune.stage_settings import EvaluateSettings
 from cruxtune.store import write_atomic
@@ -79,7 +79,10 @@ class _Runs:
         if self._clock.over:
             raise OutOfTime
         bought, came_from = self._bought(run), origin(self._study, run)
-        steps = int(self._study.rl["steps"]) if bought is None else self._within(run, bought)
+        steps = int(self._study.rl["steps"])
+        if bought is not None:
+            most = self._study.arms[run.arm].most_steps
+            steps = within(bought, multiple=self._steps_per_rollouts(run), most=most)
         evaluation = self._task.with_model(came_from)
         settings = self._rl(run, steps, evaluation.model)
         self._write_validation()
@@ -110,11 +113,6 @@ class _Runs:
         # Whatever a step takes there it takes here: the same batch of the same problems.
         per_step = other["compute"]["rl"] / other["steps"]
         return steps_for(total - sum(own.values()), per_step, multiple=self._steps_per_rollouts(run))
-
-    def _within(self, run: Run, steps: int) -> int:
-        """Return so many steps, or as many as the arm may take at most."""
-        multiple, most = self._steps_per_rollouts(run), self._study.arms[run.arm].most_steps
-        return steps if most is None else max(multiple, min(steps, most // multiple * multiple))
 
     def _steps_per_rollouts(self, run: Run) -> int:
         return self._rl(run, int(self._study.rl["steps"]), None).steps_per_rollouts
