@@ -11,14 +11,29 @@ the two corrections of `cruxtune.statistics.spread`. Widths are in percentage po
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import combinations
 
 import numpy as np
 import numpy.typing as npt
 
-from cruxtune.statistics import Difference, difference, estimate
+from cruxtune.statistics import Difference, difference, estimate, holm, spread
 
 Array = npt.NDArray[np.float64]
+_DEVIATIONS = (0.0, 0.1, 0.3)
+_START = 0
+"""Seeds of a model that is given: it differs from the methods by nothing but its samples."""
+_STATEMENTS = {
+    **{f"mean of one method, {seeds} seeds": (seeds,) for seeds in (2, 3, 5)},
+    **{f"{seeds} seeds against the start": (seeds, _START) for seeds in (2, 3, 5)},
+    **{f"{few} against {many} seeds": (few, many) for few, many in ((5, 3), (5, 2), (3, 2))},
+    **{f"{seeds} seeds against one, as methods": (seeds, 1) for seeds in (3, 5)},
+}
+_FAMILIES = {
+    "ten methods of 2": (2,) * 10,
+    "ten methods of 3": (3,) * 10,
+    "the start, 5, 5, 3, 3, 3, 3, 2, 2, 2": (_START, 5, 5, 3, 3, 3, 3, 2, 2, 2),
+}
 
 
 def main() -> None:
@@ -37,10 +52,23 @@ def main() -> None:
     print("| ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     for seeds in (1, 2, 3, 5):
         for problems in (200, 1000):
-            for spread in (0.0, 0.1, 0.3):
-                found, plain = two_methods(seeds, problems, spread, simulations)
+            for deviation in _DEVIATIONS:
+                found, plain = two_methods(seeds, problems, deviation, simulations)
                 shown = " | ".join(f"{100 * held:.1f} % | {100 * width:.1f}" for held, width in (found, plain))
-                print(f"| {seeds} | {problems} | {spread} | {shown} |", flush=True)
+                print(f"| {seeds} | {problems} | {deviation} | {shown} |", flush=True)
+    print("\nOther statements, 1,000 problems: coverage\n")
+    print(
+        f"| of | {' | '.join(f'sd of seeds {deviation}' for deviation in _DEVIATIONS)} |\n| --- | ---: | ---: | ---: |"
+    )
+    for name, seeds in _STATEMENTS.items():
+        held = [statement(seeds, deviation, simulations) for deviation in _DEVIATIONS]
+        print(f"| {name} | {' | '.join(f'{100 * share:.1f} %' for share in held)} |", flush=True)
+    print("\nSignificant after Holm's correction where nothing is: chance of any, all pairs, 1,000 problems\n")
+    print("| seeds | sd of seeds | false | by the intervals' t |\n| --- | ---: | ---: | ---: |")
+    for name, family in _FAMILIES.items():
+        for deviation in _DEVIATIONS:
+            shown = " | ".join(f"{100 * share:.1f} %" for share in family_error(family, deviation, simulations))
+            print(f"| {name} | {deviation} | {shown} |", flush=True)
 
 
 def one_model(problems: int, share: float, simulations: int) -> tuple[float, float]:
@@ -53,13 +81,13 @@ def one_model(problems: int, share: float, simulations: int) -> tuple[float, flo
     return _held(intervals, share)
 
 
-def two_methods(seeds: int, problems: int, spread: float, simulations: int) -> tuple[tuple[float, float], ...]:
+def two_methods(seeds: int, problems: int, deviation: float, simulations: int) -> tuple[tuple[float, float], ...]:
     """Return coverage and width of the difference of two methods: ours, and the plain bootstrap's."""
-    generator = np.random.default_rng([seeds, problems, int(100 * spread)])
+    generator = np.random.default_rng([seeds, problems, int(100 * deviation)])
     ours, plain = [], []
     for number in range(simulations):
         hardness = generator.normal(0, 1.5, problems)
-        a, b = (_method(generator, hardness, seeds, spread) for _ in range(2))
+        a, b = (_method(generator, hardness, seeds, deviation) for _ in range(2))
         found: Difference = difference([a], [b], resamples=500, seed=number % 4)
         ours.append((found.low, found.high))
         replicates = np.fromiter(_plain(generator, a, b, 500), dtype=float)
@@ -67,8 +95,42 @@ def two_methods(seeds: int, problems: int, spread: float, simulations: int) -> t
     return _held(ours, 0.0), _held(plain, 0.0)
 
 
-def _method(generator: np.random.Generator, hardness: Array, seeds: int, spread: float) -> Array:
-    effects = generator.normal(0, spread, (seeds, 1)) + generator.normal(0, 1, (seeds, len(hardness)))
+def statement(seeds: tuple[int, ...], deviation: float, simulations: int) -> float:
+    """Return the coverage of a method's mean, or of the difference of two of equal skill with these seeds."""
+    generator = np.random.default_rng([*seeds, int(100 * deviation), 1])
+    # What a method with endless seeds has right of endless problems: by symmetry half.
+    truth = 0.5 if len(seeds) == 1 else 0.0
+    intervals = []
+    for number in range(simulations):
+        hardness = generator.normal(0, 1.5, 1000)
+        sides = [[_method(generator, hardness, some or 1, deviation if some else 0.0)] for some in seeds]
+        found = estimate(*sides, resamples=500, seed=number % 4) if len(seeds) == 1 else _difference(sides, number)
+        intervals.append((found.low, found.high))
+    return _held(intervals, truth)[0]
+
+
+def family_error(family: tuple[int, ...], deviation: float, simulations: int) -> tuple[float, float]:
+    """Return how often a comparison of methods of equal skill calls any difference significant.
+
+    Ours, and with the degrees of freedom of the intervals, which the number of seeds does not bound.
+    """
+    generator = np.random.default_rng([len(family), *family, int(100 * deviation)])
+    ours = plain = 0
+    for number in range(simulations):
+        hardness = generator.normal(0, 1.5, 1000)
+        methods = [[_method(generator, hardness, seeds or 1, deviation if seeds else 0.0)] for seeds in family]
+        found = [spread(*pair, resamples=500, seed=number % 4) for pair in combinations(methods, 2)]
+        ours += min(holm([each.p(each.freedom_strict) for each in found])) < 0.05
+        plain += min(holm([each.p(each.freedom) for each in found])) < 0.05
+    return ours / simulations, plain / simulations
+
+
+def _difference(sides: Sequence[Sequence[Array]], number: int) -> Difference:
+    return difference(*sides, resamples=500, seed=number % 4)
+
+
+def _method(generator: np.random.Generator, hardness: Array, seeds: int, deviation: float) -> Array:
+    effects = generator.normal(0, deviation, (seeds, 1)) + generator.normal(0, 1, (seeds, len(hardness)))
     return (generator.random(effects.shape) < 1 / (1 + np.exp(-hardness - effects))).astype(float)
 
 

@@ -130,7 +130,7 @@ def grid() -> list[Cell]:
     cells += [
         cell("cft", seed, rate=1.0 if name == "sums" else 0.5, benchmark=name)
         for name in ("sums", "words")
-        for seed in (1, 2, 3)
+        for seed in range(1, 7)
     ]
     return cells
 
@@ -160,6 +160,7 @@ def test_methods_pairs_and_benchmarks() -> None:
     assert difference["significant"]
     assert difference["interval"][0] > 0
     assert difference["p_holm"] > difference["p"]
+    assert difference["told_apart"]
     both = [result["methods"]["cft"]["benchmarks"][name]["metrics"]["pass@1"]["value"] for name in ("sums", "words")]
     assert result["methods"]["cft"]["average"]["pass@1"]["value"] == pytest.approx(sum(both) / 2, abs=1e-6)
 
@@ -170,7 +171,43 @@ def test_the_page_marks_what_is_significant() -> None:
     rows = {line.split(" |")[0][2:]: line for line in page(result).split("## pass@2")[0].splitlines()}
     assert rows["cft"].count("▲") >= 1
     assert "▲" not in rows["sft"] + rows["start"]
-    assert rows["cft"].startswith("| cft | 3 | 100.0 % [")
+    assert rows["cft"].startswith("| cft | 6 | 100.0 % [")
+
+
+def test_the_page_says_what_is_of_one_model_and_what_an_interval_alone_tells() -> None:
+    """A single seed beside several has a dagger, but for the start's; three seeds are too few for a filled mark."""
+    few = [cell for cell in grid() if cell.seed is None or cell.seed <= (1 if cell.method == "sft" else 3)]
+    shown = page(compare_cells(few))
+    rows = {line.split(" |")[0][2:]: line for line in shown.split("## pass@2")[0].splitlines()}
+    assert "△" in rows["cft"]
+    assert "▲" not in rows["cft"]
+    assert {"sft †", "start"} <= rows.keys()
+    assert "| sft † - start | sums |" in shown
+    assert "| cft - start | sums |" in shown
+    alone = page(compare_cells([cell for cell in few if cell.seed in (None, 1)]))
+    assert "†" not in alone
+
+
+def test_an_average_takes_the_seeds_of_each_task_or_the_models_that_all_benchmarks_share() -> None:
+    """Trained apart, all six and two models count; of models evaluated on both, those that both have."""
+    cells = [one for one in grid() if one.method != "cft" or one.benchmark == "sums" or (one.seed or 0) <= 2]
+    apart = [
+        one.model_copy(update={"training": one.training.model_copy(update={"steps": 9})})
+        if one.training and one.benchmark == "words"
+        else one
+        for one in cells
+    ]
+
+    def averaged(some: list[Cell], seeds: dict[str, int]) -> float:
+        values = {
+            name: [sum(one.greedy) / 40 for one in some if one.method == "cft" and one.benchmark == name]
+            for name in seeds
+        }
+        return sum(sum(values[name][:number]) / number for name, number in seeds.items()) / len(seeds)
+
+    shared, separate = (compare_cells(some)["methods"]["cft"]["average"]["pass@1"]["value"] for some in (cells, apart))
+    assert shared == pytest.approx(averaged(cells, {"sums": 2, "words": 2}), abs=1e-6)
+    assert separate == pytest.approx(averaged(apart, {"sums": 6, "words": 2}), abs=1e-6)
 
 
 def test_fewer_comparisons_are_corrected_for_less() -> None:

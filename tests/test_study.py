@@ -247,3 +247,13 @@ def test_a_seed_decides_what_is_drawn_at_random(content: dict[str, Any]) -> None
     seeds = {name: step.settings.model_dump()["output"]["seed"] for name, step in steps.items() if name != "compare"}
     assert (seeds["select random"], seeds["train random"]) == (3, 3)
     assert (seeds["select numeric"], seeds["train numeric"], seeds["evaluate random"]) == (0, 0, 0)
+
+
+@pytest.mark.slow
+def test_the_committed_cells_give_the_committed_comparison(tmp_path: Path) -> None:
+    """The study of record's table, JSON and figure follow from its cells, byte for byte."""
+    results = Path(__file__).parent.parent / "docs" / "results"
+    compare(CompareSettings(cells=[results / "small"], output=tmp_path / "again"))
+    for name in ("comparison.md", "comparison.json", "comparison.svg"):
+        assert (tmp_path / "again" / name).read_bytes() == (results / "small" / name).read_bytes(), name
+    assert (results / "small.json").read_bytes() == (results / "small" / "comparison.json").read_bytes()

@@ -32,8 +32,8 @@ _COLUMNS = [
     *("id", "sample", "temperature", "text", "finish_reason", "correct", "extracted", "reason"),
     *("logprob", "entropy", "length"),
 ]
-_WEIGHS_EVERYTHING = ("sft", "gold")
-"""Methods that need no annotation: every token counts alike."""
+_NO_ANNOTATION = ("sft", "gold", "all", "numeric")
+"""Methods whose weights need no annotation; random and attention are others where the share is given."""
 _LISTS = ("problems", "greedy", "length", "truncated", "time_out", "greedy_entropy", "greedy_logprob")
 """Fields of a cell with an entry per problem."""
 _SETTINGS = ("loss", "learning_rate", "epochs", "batch_size", "packing", "unknown", "trainer")
@@ -52,7 +52,7 @@ class Training(_Part):
     tokens_computed: int | None = Field(description="Tokens put through the model in training, if they were counted.")
     respond_tokens: int | None = Field(description="Tokens put through the model to make the responses, if known.")
     annotate_tokens: int | None = Field(
-        description="Tokens put through the model to annotate them, if known; 0 where every token is trained."
+        description="Tokens put through the model to annotate them, if known; 0 where the method needs no annotation."
     )
     seconds: float = Field(description="Wall-clock seconds of training.")
     curves: dict[str, list[tuple[int, float]]] = Field(
@@ -322,7 +322,8 @@ def _training(path: Path | None, annotations: Path | None) -> tuple[Training | N
     above = selection["settings"] if selection else given
     annotated = _below(annotations or above.get("annotations"), "annotate")
     responded = _below(annotated["settings"].get("responses"), "respond") if annotated else None
-    needed = facts["method"] not in _WEIGHS_EVERYTHING
+    budgeted = facts["method"] in ("random", "attention") and settings.get("select_share") is not None
+    needed = facts["method"] not in _NO_ANNOTATION and not budgeted
     seconds = {"train": done["seconds"]}
     for name, stage in (("respond", responded), ("annotate", annotated if needed else None)):
         if stage:

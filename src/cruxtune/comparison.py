@@ -185,11 +185,11 @@ def _method(
             "curves": _mean_curves([cell.training.curves for cell in cells if cell.training]),
             "by_seed": [_by_seed(cell, each) for cell, each in zip(cells, table[name], strict=True)],
         }
-    seeds = _shared_seeds([some], benchmarks)
-    if seeds and len(benchmarks) > 1:
+    if len(benchmarks) > 1 and (averaged := _averaged_seeds([some], benchmarks)):
+        (seeds,), same = averaged
         shared = [metric for metric in table[benchmarks[0]][0] if all(metric in table[name][0] for name in benchmarks)]
         found["average"] = {
-            metric: _rounded_estimate(metric, _blocks(some, table, benchmarks, metric, seeds[0]), seed)
+            metric: _rounded_estimate(metric, _blocks(some, table, benchmarks, metric, seeds), seed, same)
             for metric in shared
         }
     return found
@@ -241,17 +241,33 @@ def _mean_curves(curves: Sequence[Mapping[str, Sequence[tuple[int, float]]]]) ->
     return found
 
 
-def _shared_seeds(
+def _averaged_seeds(
     sides: Sequence[Mapping[str, Sequence[Cell]]], benchmarks: Sequence[str]
-) -> list[list[int | None]] | None:
-    """Return the seeds that each side has on all benchmarks; None where one has none."""
-    found = []
-    for some in sides:
-        if any(name not in some for name in benchmarks):
-            return None
-        first, *others = ([cell.seed for cell in some[name]] for name in benchmarks)
-        found.append([seed for seed in first if all(seed in other for other in others)])
-    return found if all(found) else None
+) -> tuple[list[list[list[int | None]]], bool] | None:
+    """Return the seeds of each side on each benchmark that an average takes, and whether benchmarks share models.
+
+    A model that was evaluated on all benchmarks is right on more of them, or of fewer: there the seeds that all
+    benchmarks have are taken, model by model. Models that were trained for each benchmark, as a study's for its tasks,
+    have nothing to do with each other, whatever their seeds are called. None where a side lacks a benchmark.
+    """
+    if any(name not in some for some in sides for name in benchmarks):
+        return None
+    own = [[[cell.seed for cell in some[name]] for name in benchmarks] for some in sides]
+    common = [[seed for seed in first if all(seed in other for other in others)] for first, *others in own]
+    if not any(map(_same_models, sides, [benchmarks] * len(sides), common)):
+        return own, False
+    return ([[seeds] * len(benchmarks) for seeds in common], True) if all(common) else None
+
+
+def _same_models(some: Mapping[str, Sequence[Cell]], benchmarks: Sequence[str], seeds: Sequence[int | None]) -> bool:
+    """Return whether these seeds' models are the same on all benchmarks, by what their training was.
+
+    Models of which nothing is known count as the same where they have a seed: `--evaluation` names one model, on
+    several benchmarks.
+    """
+    trainings = [{cell.seed: cell.training for cell in some[name]} for name in benchmarks]
+    trained = [seed for seed in seeds if seed is not None]
+    return bool(trained) and all(each[seed] == trainings[0][seed] for each in trainings for seed in trained)
 
 
 def _blocks(
@@ -259,17 +275,17 @@ def _blocks(
     table: Mapping[str, Sequence[Scores]],
     benchmarks: Sequence[str],
     metric: str,
-    seeds: Sequence[int | None],
+    seeds: Sequence[Sequence[int | None]],
 ) -> list[np.ndarray[Any, Any]]:
     """Return (seeds, problems) of each benchmark."""
     return [
-        np.array([each[metric] for cell, each in zip(some[name], table[name], strict=True) if cell.seed in seeds])
-        for name in benchmarks
+        np.array([each[metric] for cell, each in zip(some[name], table[name], strict=True) if cell.seed in wanted])
+        for name, wanted in zip(benchmarks, seeds, strict=True)
     ]
 
 
-def _rounded_estimate(metric: str, blocks: Sequence[Any], seed: int) -> dict[str, Any]:
-    value, low, high = estimate(blocks, confidence=CONFIDENCE, seed=seed)
+def _rounded_estimate(metric: str, blocks: Sequence[Any], seed: int, same_models: bool = True) -> dict[str, Any]:
+    value, low, high = estimate(blocks, same_models=same_models, confidence=CONFIDENCE, seed=seed)
     # Nothing that is measured here is negative, and a share is no more than 1.
     low = max(low, 0.0)
     if not metric.startswith(_NOT_SHARES):
@@ -301,14 +317,9 @@ def _pairs(
     for a, b in wanted:
         places = [[name] for name in benchmarks] + ([list(benchmarks)] if len(benchmarks) > 1 else [])
         for place in places:
-            if len(place) == 1:
-                if place[0] not in grid[a] or place[0] not in grid[b]:
-                    continue
-                seeds = [[cell.seed for cell in grid[side][place[0]]] for side in (a, b)]
-            elif (shared := _shared_seeds([grid[a], grid[b]], place)) is None:
+            if (averaged := _averaged_seeds([grid[a], grid[b]], place)) is None:
                 continue
-            else:
-                seeds = shared
+            seeds, same = averaged
             metrics = {}
             for metric in paired_metrics([*table[a][place[0]][0]]):
                 if all(metric in table[side][name][0] for side in (a, b) for name in place):
@@ -316,7 +327,7 @@ def _pairs(
                         _blocks(grid[side], table[side], place, metric, some)
                         for side, some in zip((a, b), seeds, strict=True)
                     )
-                    metrics[metric] = _difference(mine, theirs, seed)
+                    metrics[metric] = _difference(mine, theirs, seed, same)
             where = found[f"{a} - {b}"]
             if len(place) == 1:
                 where["benchmarks"][place[0]] = metrics
@@ -326,13 +337,14 @@ def _pairs(
     return found
 
 
-def _difference(mine: Sequence[Any], theirs: Sequence[Any], seed: int) -> dict[str, Any]:
-    value, low, high, p = difference(mine, theirs, confidence=CONFIDENCE, seed=seed)
+def _difference(mine: Sequence[Any], theirs: Sequence[Any], seed: int, same_models: bool) -> dict[str, Any]:
+    value, low, high, p, strict = difference(mine, theirs, same_models=same_models, confidence=CONFIDENCE, seed=seed)
     return {
         "difference": round(value, 6),
         "interval": [round(low, 6), round(high, 6)],
         "told_apart": not low <= 0 <= high,
         "p": float(f"{p:.4g}"),
+        "p_strict": float(f"{strict:.4g}"),
     }
 
 
@@ -344,6 +356,6 @@ def _correct(pairs: Mapping[str, Any]) -> None:
             for metric, entry in metrics.items():
                 families.setdefault(metric, []).append(entry)
     for entries in families.values():
-        for entry, p in zip(entries, holm([entry["p"] for entry in entries]), strict=True):
+        for entry, p in zip(entries, holm([entry["p_strict"] for entry in entries]), strict=True):
             entry["p_holm"] = float(f"{p:.4g}")
             entry["significant"] = p < 1 - CONFIDENCE

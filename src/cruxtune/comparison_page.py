@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import Any
 
 AVERAGE = "average"
-BETTER, WORSE = "▲", "▼"
+BETTER, WORSE, SINGLE = "▲", "▼", "†"
+MAYBE_BETTER, MAYBE_WORSE = "△", "▽"
 
 
 def percent(value: float, interval: Sequence[float]) -> str:
@@ -37,7 +39,8 @@ def page(result: Mapping[str, Any], figure: str | None = None) -> str:
         "95 % intervals. Over problems alone where a method has one training seed, which says nothing of other seeds; "
         "over seeds and problems where it has several. Differences are paired by problem. "
         f"{BETTER} and {WORSE}: better and worse than {result['baseline']}, after Holm's correction for all "
-        "differences of this page in that metric.",
+        f"differences of this page in that metric; {MAYBE_BETTER} and {MAYBE_WORSE}: the interval alone leaves 0 out."
+        + (f" {SINGLE}: a single training seed; what is said is about that model." if _several(result) else ""),
         "",
         *_list_of_benchmarks(benchmarks),
     ]
@@ -98,8 +101,22 @@ def _main_table(result: Mapping[str, Any], metric: str, places: Sequence[str]) -
             cells.append(
                 percent(found["value"], found["interval"]) + _mark(result, name, place, metric) if found else ""
             )
-        lines.append(f"| {name} | {_seeds(method)} | {' | '.join(cells)} |")
+        lines.append(f"| {_named(result, name)} | {_seeds(method)} | {' | '.join(cells)} |")
     return lines
+
+
+def _several(result: Mapping[str, Any]) -> bool:
+    """Return whether some method has several training seeds, so that one with a single seed is an exception."""
+    parts = (part for method in result["methods"].values() for part in method["benchmarks"].values())
+    return any(len(part["seeds"]) > 1 for part in parts)
+
+
+def _named(result: Mapping[str, Any], name: str, place: str = AVERAGE) -> str:
+    """Return a method's name, marked where it has a single training seed at a place, or at any of those averaged."""
+    parts = result["methods"][name]["benchmarks"]
+    seeds = [part["seeds"] for key, part in parts.items() if place in (key, AVERAGE)]
+    single = any(len(some) == 1 and some[0] is not None for some in seeds)
+    return f"{name} {SINGLE}" if single and _several(result) else name
 
 
 def _seeds(method: Mapping[str, Any]) -> str:
@@ -108,13 +125,20 @@ def _seeds(method: Mapping[str, Any]) -> str:
 
 
 def _mark(result: Mapping[str, Any], name: str, place: str, metric: str) -> str:
-    """Return the mark of a difference to the baseline that is significant."""
+    """Return the mark of a difference to the baseline that is significant, or that its interval alone tells."""
     baseline = result["baseline"]
     for key, sign in ((f"{name} - {baseline}", 1), (f"{baseline} - {name}", -1)):
         entry = (_place(result["pairs"].get(key, {"benchmarks": {}}), place) or {}).get(metric)
-        if entry and entry["significant"]:
-            return f" {BETTER if sign * entry['difference'] > 0 else WORSE}"
+        if entry and (entry["significant"] or entry["told_apart"]):
+            better, worse = (BETTER, WORSE) if entry["significant"] else (MAYBE_BETTER, MAYBE_WORSE)
+            return f" {better if sign * entry['difference'] > 0 else worse}"
     return ""
+
+
+def _pair(result: Mapping[str, Any], pair: str, place: str) -> str:
+    # A name may have a minus sign in it.
+    names = next(both for both in product(result["methods"], repeat=2) if " - ".join(both) == pair)
+    return " - ".join(_named(result, name, place) for name in names)
 
 
 def _metrics(result: Mapping[str, Any], name: str) -> list[str]:
@@ -142,7 +166,8 @@ def _shown(metric: str, entry: Mapping[str, Any]) -> str:
 def _differences(result: Mapping[str, Any], places: Sequence[str]) -> list[str]:
     metrics = [*_headline(result), "entropy"]
     lines = [
-        "Percentage points (entropy: nats). An asterisk: significant after Holm's correction; p is before it.",
+        "Percentage points (entropy: nats). p is that of the interval; an asterisk: significant after Holm's correction "
+        "of a stricter one.",
         "",
         f"| difference | on | {' | '.join(f'{_title(metric)} | p' for metric in metrics)} |",
         f"| --- | --- | {' | '.join('--- | ---:' for _ in metrics)} |",
@@ -151,7 +176,7 @@ def _differences(result: Mapping[str, Any], places: Sequence[str]) -> list[str]:
         for place in places:
             if found := _place(entry, place):
                 cells = " | ".join(_difference(metric, found.get(metric)) for metric in metrics)
-                lines.append(f"| {pair} | {place} | {cells} |")
+                lines.append(f"| {_pair(result, pair, place)} | {place} | {cells} |")
     return lines
 
 

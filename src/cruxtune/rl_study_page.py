@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from cruxtune.comparison_page import percent
-from cruxtune.power import detectable_difference
+from cruxtune.power import detectable_difference, points_or_none
 from cruxtune.rl_study import RlStudy
 from cruxtune.rl_study_summary import ACCURACY, SAMPLED
 from cruxtune.study import Study
@@ -74,7 +74,7 @@ def power_lines(study: RlStudy, record: Study) -> Iterator[str]:
             detectable_difference(problems, (study.seeds, study.seeds), **record.power.model_dump(), pairs=number)
             for number in (1, pairs)
         )
-        yield f"| {problems:,} {name} problems | {100 * alone:.1f} | {100 * first:.1f} |"
+        yield f"| {problems:,} {name} problems | {points_or_none(alone)} | {points_or_none(first)} |"
 
 
 def _plan(study: RlStudy) -> list[str]:

@@ -29,32 +29,36 @@ class Estimate(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """A difference of two means with its interval, and the two-sided p-value of there being none."""
+    """A difference of two means with its interval, and the two-sided p-values of there being none.
+
+    `p` goes with the interval; `p_strict` holds far below 5 % too, where corrections for many comparisons look.
+    """
 
     value: float
     low: float
     high: float
     p: float
+    p_strict: float
 
 
 class Spread(NamedTuple):
-    """A mean, its standard error, and the degrees of freedom of Student's t that go with it."""
+    """A mean, its standard error, and the degrees of freedom of Student's t: of its interval, and far out."""
 
     value: float
     error: float
     freedom: float
+    freedom_strict: float
 
     def interval(self, confidence: float = 0.95) -> tuple[float, float]:
         """Return value ± t · error."""
         half = float(scipy.stats.t.ppf((1 + confidence) / 2, self.freedom)) * self.error if self.error else 0.0
         return self.value - half, self.value + half
 
-    @property
-    def p(self) -> float:
-        """The two-sided p-value of a value of 0."""
+    def p(self, freedom: float) -> float:
+        """Return the two-sided p-value of a value of 0."""
         if not self.error:
             return float(self.value == 0)
-        return float(2 * scipy.stats.t.sf(abs(self.value) / self.error, self.freedom))
+        return float(2 * scipy.stats.t.sf(abs(self.value) / self.error, freedom))
 
 
 def bootstrap_interval(
@@ -148,7 +152,10 @@ def mcnemar(a: Sequence[float], b: Sequence[float]) -> float:
 def sign_flip(a: Sequence[float], b: Sequence[float], *, resamples: int = 9999, seed: int = 0) -> float:
     """Return the two-sided p-value of the paired permutation test of equal means (Fisher 1935; SciPy's).
 
-    Under the null hypothesis a problem's difference is as likely with the other sign.
+    Under the null hypothesis a problem's difference is as likely with the other sign. Where none of the resamples is as
+    far from 0 as what was found, they say no more than "below 2 ÷ (resamples + 1)", which in a table with hundreds of
+    differences Holm's procedure could not call significant, whatever was found. Below that Student's t of the same
+    differences takes over (the distributions agree for many problems), down to the least that signs can give, 2 ÷ 2^n.
 
     Raises:
         ValueError: not as many values in `a` as in `b`, or none.
@@ -162,7 +169,13 @@ def sign_flip(a: Sequence[float], b: Sequence[float], *, resamples: int = 9999, 
     if not len(differences):
         return 1.0
     options = {"permutation_type": "samples", "n_resamples": resamples, "batch": 200, "vectorized": True}
-    return float(scipy.stats.permutation_test((differences,), np.mean, rng=seed, **options).pvalue)
+    p = float(scipy.stats.permutation_test((differences,), np.mean, rng=seed, **options).pvalue)
+    floor = 2 / (resamples + 1)
+    if p > floor or 2.0 ** len(differences) <= resamples:
+        return p
+    # Those of 0 count here: they are what the mean's error is small by.
+    tail = float(scipy.stats.ttest_rel(a, b).pvalue) if np.ptp(np.subtract(a, b)) else 0.0
+    return min(floor, max(tail, 2.0 ** (1 - len(differences))))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -183,17 +196,21 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def estimate(
-    blocks: Sequence[Values], *, confidence: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
+    blocks: Sequence[Values],
+    *,
+    same_models: bool = True,
+    confidence: float = 0.95,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
 ) -> Estimate:
     """Return a method's mean, over benchmarks alike, with its interval.
 
-    `blocks` has the values of each benchmark, all with the same seeds. One seed on one benchmark: `bootstrap_interval`,
-    which says nothing of other seeds. Else: `spread`.
+    One seed on one benchmark: `bootstrap_interval`, which says nothing of other seeds. Else: `spread`.
 
     Raises:
         ValueError: as `spread`.
     """
-    arrays = _arrays(blocks)
+    arrays = _arrays(blocks, same_models)
     first = arrays[0]
     if (len(arrays) == 1 and len(first) == 1) or (
         all(np.all(array == first[0, 0]) for array in arrays) and first[0, 0] in (0, 1)
@@ -202,7 +219,7 @@ def estimate(
         everything = np.concatenate([array[0] for array in arrays]).tolist()
         low, high = bootstrap_interval(everything, confidence=confidence, resamples=resamples, seed=seed)
         return Estimate(float(np.mean(everything)), low, high)
-    found = spread(blocks, resamples=resamples, seed=seed)
+    found = spread(blocks, same_models=same_models, resamples=resamples, seed=seed)
     return Estimate(found.value, *found.interval(confidence))
 
 
@@ -210,6 +227,7 @@ def difference(
     blocks: Sequence[Values],
     others: Sequence[Values],
     *,
+    same_models: bool = True,
     confidence: float = 0.95,
     resamples: int = RESAMPLES,
     seed: int = 0,
@@ -217,23 +235,28 @@ def difference(
     """Return the difference of two methods' means over the same problems, with its interval and p-value.
 
     One seed of each on one benchmark: `paired_interval`, and the p-value of `mcnemar` where values are 0 or 1, else of
-    `sign_flip`. Else: `spread`, interval and p-value alike.
+    `sign_flip`. Else: `spread`, interval and p-values alike.
 
     Raises:
         ValueError: as `spread`.
     """
-    mine, theirs = _arrays(blocks), _arrays(others)
+    mine, theirs = _arrays(blocks, same_models), _arrays(others, same_models)
     if len(mine) == len(theirs) == 1 and len(mine[0]) == len(theirs[0]) == 1:
         a, b = mine[0][0].tolist(), theirs[0][0].tolist()
         low, high = paired_interval(a, b, confidence=confidence, resamples=resamples, seed=seed)
         p = mcnemar(a, b) if {*a, *b} <= {0, 1} else sign_flip(a, b, seed=seed)
-        return Difference(float(np.mean(a) - np.mean(b)), low, high, p)
-    found = spread(blocks, others, resamples=resamples, seed=seed)
-    return Difference(found.value, *found.interval(confidence), found.p)
+        return Difference(float(np.mean(a) - np.mean(b)), low, high, p, p)
+    found = spread(blocks, others, same_models=same_models, resamples=resamples, seed=seed)
+    return Difference(found.value, *found.interval(confidence), found.p(found.freedom), found.p(found.freedom_strict))
 
 
 def spread(
-    blocks: Sequence[Values], others: Sequence[Values] | None = None, *, resamples: int = RESAMPLES, seed: int = 0
+    blocks: Sequence[Values],
+    others: Sequence[Values] | None = None,
+    *,
+    same_models: bool = True,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
 ) -> Spread:
     r"""Return the mean over benchmarks, seeds and problems (less that of `others`) with its standard error.
 
@@ -247,18 +270,29 @@ def spread(
       (s² − MSE/P)₊ ÷ s², where s² is the variance of the S means and MSE what neither seed nor problem explains.
     - Student's t with Satterthwaite's degrees of freedom (1946, Biometrics Bulletin 2) takes the normal's place:
       V² ÷ (V_problems² / (P − 1) + Σ (s²/S)² / (S − 1)), over the methods that have several seeds, but no less than
-      the smallest S − 1.
+      the smallest S − 1; for the strict p-value no more than Σ (S − 1) either. Seeds that happen to agree leave the
+      problems' many degrees of freedom: intervals of 95 % hardly mind, but p-values as small as Holm's procedure asks
+      for come up to ten times too often (docs/evaluation.md).
 
     A method with one seed adds nothing for seeds: its training is taken as given.
 
+    Args:
+        blocks: of each benchmark the values, (seeds, problems).
+        others: the same of what is subtracted.
+        same_models: whether the n-th seed of all benchmarks is one model, which was evaluated on all of them; else each
+            benchmark has models of its own, and may have another number of them.
+        resamples: how often seeds and problems are drawn again.
+        seed: seed of the draws.
+
     Raises:
-        ValueError: the benchmarks differ in seeds, or the methods in benchmarks or problems; or there are none.
+        ValueError: the benchmarks of the same models differ in seeds, or the methods in benchmarks or problems; or
+            there are none.
 
     >>> found = spread([[[1, 0, 1, 1], [1, 0, 0, 1]]])
     >>> round(found.value, 3), found.error > 0
     (0.625, True)
     """
-    sides = [_arrays(blocks), *([_arrays(others)] if others is not None else [])]
+    sides = [_arrays(blocks, same_models), *([_arrays(others, same_models)] if others is not None else [])]
     signs = (1.0, -1.0)
     if others is not None and [array.shape[1] for array in sides[0]] != [array.shape[1] for array in sides[1]]:
         raise ValueError("values must be paired by problem, on the same benchmarks")
@@ -275,22 +309,25 @@ def spread(
             freedom_sum += part**2 / (len(column) - 1)
     generator = np.random.default_rng([seed, benchmarks])
     seeds_variance = 0.0
-    least = float(min([side[0].shape[0] - 1 for side in sides if len(side[0]) > 1], default=0))
-    for side in sides:
-        seeds = len(side[0])
+    degrees = []
+    # What is trained together varies together: a model on all benchmarks, or the models of one benchmark.
+    for together in (group for side in sides for group in ([side] if same_models else [[array] for array in side])):
+        seeds = len(together[0])
         if seeds > 1:
-            means = np.mean([array.mean(axis=1) for array in side], axis=0)
+            means = np.sum([array.mean(axis=1) for array in together], axis=0) / benchmarks
             total = float(means.var(ddof=1))
-            noise = sum(_residual(array) / array.shape[1] for array in side) / benchmarks**2
+            noise = sum(_residual(array) / array.shape[1] for array in together) / benchmarks**2
             shrunken = (means - means.mean()) * (max(0.0, 1 - noise / total) ** 0.5 if total else 0.0)
             replicates += shrunken[generator.integers(0, seeds, (resamples, seeds - 1))].mean(axis=1)
             seeds_variance += float(shrunken.var(ddof=1)) / seeds
             freedom_sum += (total / seeds) ** 2 / (seeds - 1)
+            degrees.append(seeds - 1)
     variance = problems_variance + seeds_variance
     error = float(replicates.std()) if variance else 0.0
     freedom = variance**2 / freedom_sum if freedom_sum else float("inf")
     # A variance that is estimated from several parts is known no worse than the worst of them; estimates may say so.
-    return Spread(value, error, max(freedom, least))
+    freedom = max(freedom, float(min(degrees, default=0)))
+    return Spread(value, error, freedom, min(freedom, float(sum(degrees))) if degrees else freedom)
 
 
 def _residual(values: np.ndarray[Any, Any]) -> float:
@@ -309,11 +346,13 @@ def _draws(problems: int, resamples: int, seed: int) -> np.ndarray[Any, Any]:
     return (counts / problems).astype(np.float32)
 
 
-def _arrays(blocks: Sequence[Values]) -> list[np.ndarray[Any, Any]]:
+def _arrays(blocks: Sequence[Values], same_models: bool = True) -> list[np.ndarray[Any, Any]]:
     arrays = [np.asarray(block, dtype=float) for block in blocks]
     if not arrays or not all(array.ndim == 2 and array.size for array in arrays):
         raise ValueError("a mean needs at least one problem, and values by seed and problem")
-    if len({len(array) for array in arrays}) > 1:
+    if not all(np.isfinite(array).all() for array in arrays):
+        raise ValueError("a value is no number; leave its problem out, with all methods")
+    if same_models and len({len(array) for array in arrays}) > 1:
         raise ValueError("all benchmarks need the same seeds")
     return arrays
 
