@@ -36,7 +36,7 @@ def content(study_recipe: dict[str, Any]) -> dict[str, Any]:
         "recipe": {
             **study_recipe,
             "decoding": {"max_new_tokens": 8},
-            "splits": {"coldstart": 8, "train": 12, "heldout": 6},
+            "splits": {"coldstart": 8, "train": 18, "heldout": 6},
             "validation": {"probe": 2},
             "evaluate": {"samples": 4, "sampled_problems": 4},
         },
@@ -47,7 +47,7 @@ def content(study_recipe: dict[str, Any]) -> dict[str, Any]:
             }
         },
         "methods": {"sft": {"method": "sft", "epochs": 1}, "cft": {"method": "cft", "epochs": 1}},
-        "tuning": {"learning_rates": [1e-4], "problems": 6},
+        "tuning": {"learning_rates": [1e-4], "problems": 12},
         "power": {"disagreement": 0.2, "between_seeds": 0.1, "seed_deviation": 0.0},
     }
     Path("studies").mkdir()
@@ -100,7 +100,7 @@ def test_runs_come_seed_by_seed(content: dict[str, Any]) -> None:
     [
         ({"task": "words"}, "record.yaml has no task words"),
         ({"seeds": 3}, "record.yaml has 2 seeds of sft, and seeds says 3"),
-        ({"validation_problems": 7}, "record.yaml keeps 6 problems to validate on"),
+        ({"validation_problems": 12}, "record.yaml keeps 12 problems to validate on, of which some are to be left"),
         ({"arms": {"cft": {"from": "start"}}}, "arms.cft: record.yaml calls something else so"),
         ({"arms": {"a": {"from": "start", "most_steps": 3}}}, "arms.a.most_steps: this arm has rl.steps"),
         ({"arms": {"a": {"from": "start", "compute_of": "b"}}}, "arms.a.compute_of: b is no arm above"),
@@ -181,11 +181,14 @@ def test_a_killed_study_goes_on_and_its_page_is_that_of_its_logs(
     assert "2 of 4 runs are done. Missing: sums/cft-grpo-0, sums/grpo-longer-0." in text
     before = {file: file.read_bytes() for file in Path("rl-found/sums").iterdir()}
     shutil.rmtree("work")
-    study_command(path, {}, Clock())
+    content["keep_checkpoints"] = True
+    study_command(written(content), {}, Clock())
     assert {file: file.read_bytes() for file in before} == before
     # The start and the models that were gone came out as they were, and no result of theirs was touched.
     assert {file: file.read_bytes() for file in there} == there
-    assert not list(Path("rl-work").rglob("*.safetensors"))
+    # Models of runs are kept from when it was asked for.
+    kept = {file.relative_to("rl-work/sums/models").parts[0] for file in Path("rl-work").rglob("*.safetensors")}
+    assert kept == {"cft-grpo-0", "grpo-longer-0"}
 
     result = json.loads(Path("rl-found.json").read_text())
     assert (result["done"], result["missing"]) == (RUNS[:4], [])
@@ -244,15 +247,31 @@ def test_a_killed_study_goes_on_and_its_page_is_that_of_its_logs(
     assert set(comparison["methods"]) == {*content["arms"], "start", "sft", "cft"}
     assert comparison["baseline"] == "start"
 
-    # An arm that is stopped before it has taken as much as the other says so, in tokens and in minutes.
+    # Accuracy on the held-out problems by tokens: the start first, for nothing, and what took most last.
+    first, *_, last = (line for line in text.split("by all tokens")[1].split("\n\n")[1].splitlines()[2:])
+    assert first.startswith("| start, before GRPO | 0 | ")
+    assert last.startswith(
+        f"| {max(totals, key=lambda name: totals[name]).partition('/')[2][:-2]} | {max(totals.values()):,} | "
+    )
+    # No model was trained on what GRPO trains on, and no problem is examined that it trains on.
+    trained, examined = (
+        {json.loads(line)["id"] for line in Path(f"rl-work/sums/{name}.jsonl").read_text().splitlines()}
+        for name in ("problems", "validation")
+    )
+    seen = {json.loads(line)["id"] for line in Path("work/sums/problems/train.jsonl").read_text().splitlines()}
+    assert (len(trained), len(examined)) == (8, 4)
+    assert not trained & examined
+    assert not trained & seen
+
+    # An arm that is stopped before it has taken as much as the other says so, in tokens.
     longer = {**result["arms"]["grpo-longer"], "steps": [2]}
     short = {**result, "arms": {**result["arms"], "grpo-longer": longer}}
     study, record = read_rl_study(path, {})
     stopped = [line for line in page("x", study, record, short).splitlines() if line.startswith("grpo-longer stopped")]
-    shares = [100 * longer[of]["total"] / result["arms"]["cft-grpo"][of]["total"] for of in ("compute", "seconds")]
+    share = 100 * longer["compute"]["total"] / result["arms"]["cft-grpo"]["compute"]["total"]
     assert stopped == [
         f"grpo-longer stopped at 2 of the {longer['steps_bought'][0]} steps that all compute of cft-grpo buys: it took "
-        f"{shares[0]:.0f} % of that one's tokens, and {shares[1]:.0f} % of its minutes."
+        f"{share:.0f} % of that one's tokens."
     ]
     assert "grpo-longer stopped" not in Path("rl-found.md").read_text()
 

@@ -173,6 +173,7 @@ def test_sign_flips_of_few_problems_are_all_of_them() -> None:
     ]
     expected = sum(abs(total) >= 2.0 - 1e-9 for total in sums) / len(sums)
     assert sign_flip(differences, [0.0] * 5) == pytest.approx(expected)
+    assert sign_flip([0.5, 1.0, 0.0], [0.0, 1.0, 0.0]) == 1.0
 
 
 def test_holm_by_hand() -> None:

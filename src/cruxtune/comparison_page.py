@@ -166,8 +166,8 @@ def _shown(metric: str, entry: Mapping[str, Any]) -> str:
 def _differences(result: Mapping[str, Any], places: Sequence[str]) -> list[str]:
     metrics = [*_headline(result), "entropy"]
     lines = [
-        "Percentage points (entropy: nats). p is that of the interval; an asterisk: significant after Holm's correction "
-        "of a stricter one.",
+        "Percentage points (entropy: nats). p is that of the interval; an asterisk: significant after "
+        "Holm's correction of a stricter one.",
         "",
         f"| difference | on | {' | '.join(f'{_title(metric)} | p' for metric in metrics)} |",
         f"| --- | --- | {' | '.join('--- | ---:' for _ in metrics)} |",

@@ -42,10 +42,18 @@ class RlStudy(Settings):
     task: str = Field(description="Its task.")
     output: Path = Field(description="Working directory: checkpoints, evaluations. It may be deleted.")
     results: Path = Field(description="Directory of the results, a JSON for each run. It is to be kept.")
+    keep_checkpoints: bool = Field(
+        False,
+        description="Keep the model of each run with its log, and those that it went on from.",
+    )
     threads: int | None = Field(None, gt=0, description="Threads of torch.")
     arms: dict[str, Arm] = Field(min_length=1, description="Arms by name.")
     seeds: int = Field(gt=0, description="Runs of each arm; run s goes on from the method's model of seed s.")
-    validation_problems: int = Field(gt=0, description="Problems of the study's validation split that are examined.")
+    validation_problems: int = Field(
+        gt=0,
+        description="Problems of the study's validation split that are examined; GRPO trains on the rest of it, which "
+        "no model was trained on.",
+    )
     rl: dict[str, Any] = Field(description="Keys of `cruxtune rl`, the same for all arms; steps are needed.")
     expected_minutes: dict[str, float] = Field(
         default_factory=dict, description="Pattern of the names of runs: minutes that one takes; the first that fits."
@@ -161,9 +169,9 @@ def read_rl_study(path: Path, overrides: Mapping[str, Any]) -> tuple[RlStudy, St
                 "choose another name"
             )
     assert record.tuning is not None
-    if study.validation_problems > record.tuning.problems:
+    if study.validation_problems >= record.tuning.problems:
         raise ConfigError(
             f"the study {path}: validation_problems {study.validation_problems}: {study.study} keeps "
-            f"{record.tuning.problems} problems to validate on; ask for no more"
+            f"{record.tuning.problems} problems to validate on, of which some are to be left to train on; ask for fewer"
         )
     return study, record

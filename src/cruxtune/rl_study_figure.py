@@ -16,6 +16,8 @@ _PANELS = {
     "eval_pass@8": ("pass@8, validation (%)", 100),
     "entropy": ("entropy of rollouts (nats)", 1),
     "length": ("length of rollouts (tokens)", 1),
+    "equal_rewards": ("groups with equal rewards (%)", 100),
+    "eval_kl": ("KL to where it began (nats a token)", 1),
 }
 
 

@@ -27,6 +27,14 @@ _LOGGED = {
     "eval_entropy": "entropy, validation",
     "length": "tokens a rollout",
 }
+_CHECKS = {
+    "equal_rewards": "groups with equal rewards",
+    "reward_std": "deviation of rewards in a group",
+    "grad_norm": "norm of the gradient",
+    "eval_kl": "KL to where it began, validation",
+    "clipped": "clipped ratios",
+    "truncated": "truncated rollouts",
+}
 _HELDOUT = {"pass@1": "greedy pass@1", "pass@1_sampled": "pass@1 of samples"}
 
 
@@ -80,10 +88,11 @@ def power_lines(study: RlStudy, record: Study) -> Iterator[str]:
 def _plan(study: RlStudy) -> list[str]:
     settings = ", ".join(f"`{name}: {value}`" for name, value in study.rl.items())
     lines = [
-        f"`cruxtune rl` with {settings}; {study.seeds} seeds of each arm, on the problems that {study.study.name} "
-        f"responds to in its task {study.task}. Run s goes on from the model of seed s, where there are several. "
-        f"{study.validation_problems} problems of that study's validation split are examined while it trains, and its "
-        "held-out problems at the end, as all of its own models are.",
+        f"`cruxtune rl` with {settings}; {study.seeds} seeds of each arm, on the task {study.task} of "
+        f"{study.study.name}. Run s goes on from the model of seed s, where there are several. Of that study's "
+        f"validation split {study.validation_problems} problems are examined while a model trains, and the others are "
+        "what it trains on: no model was trained on them, they chose learning rates. At the end the held-out problems "
+        "are examined, as for all models of that study.",
         "",
         "| arm | goes on from | steps |",
         "| --- | --- | --- |",
@@ -115,6 +124,9 @@ def _power(study: RlStudy, record: Study) -> list[str]:
         "",
         *lines,
         "",
+        f"What seeds were seen to differ by is on the page of {study.study.name}; where it is more than was assumed, "
+        "so is the smallest difference.",
+        "",
         f"Curves are means over {study.seeds} seeds in bands from the lowest to the highest of them. Such a band is no "
         "confidence interval: where two bands do not touch, that is no proof of a difference.",
     ]
@@ -131,7 +143,6 @@ def _progress(result: Mapping[str, Any]) -> list[str]:
 
 def _results(study: RlStudy, result: Mapping[str, Any]) -> list[str]:
     arms = result["arms"]
-    shown = {name: title for name, title in _LOGGED.items() if any(name in arm["curves"] for arm in arms.values())}
     return [
         "Mean [lowest, highest] over the seeds that are done.",
         "",
@@ -144,9 +155,12 @@ def _results(study: RlStudy, result: Mapping[str, Any]) -> list[str]:
         "From the first validation to the last; of rollouts, from the mean of the first third of the steps to that of "
         "the last. Means over seeds, entropy in nats.",
         "",
-        f"| arm | {' | '.join(shown.values())} |",
-        f"| --- | {' | '.join('---' for _ in shown)} |",
-        *(f"| {name} | {' | '.join(_ends(arm['curves'], curve) for curve in shown)} |" for name, arm in arms.items()),
+        *_curves(arms, _LOGGED),
+        "",
+        "Whether there was anything to learn, and how far it went. A group whose rewards are all equal teaches "
+        "nothing; shares are from 0 to 1.",
+        "",
+        *_curves(arms, _CHECKS),
         "",
         "### Compute",
         "",
@@ -169,6 +183,15 @@ def _results(study: RlStudy, result: Mapping[str, Any]) -> list[str]:
         "### At equal total compute",
         "",
         *_equal(study, result),
+    ]
+
+
+def _curves(arms: Mapping[str, Any], titles: Mapping[str, str]) -> list[str]:
+    shown = {name: title for name, title in titles.items() if any(name in arm["curves"] for arm in arms.values())}
+    return [
+        f"| arm | {' | '.join(shown.values())} |",
+        f"| --- | {' | '.join('---' for _ in shown)} |",
+        *(f"| {name} | {' | '.join(_ends(arm['curves'], curve) for curve in shown)} |" for name, arm in arms.items()),
     ]
 
 
@@ -218,11 +241,15 @@ def _counts(arm: Mapping[str, Any], of: str, unit: int) -> str:
 
 
 def _equal(study: RlStudy, result: Mapping[str, Any]) -> list[str]:
-    """Return a table for each metric: what each arm had come to when so many tokens were spent in all."""
+    """Return what each arm had come to when so many tokens were spent in all: held-out problems, then validation."""
     ends = result["equal_compute"]
     measured = ends[-1]["arms"][ends[-1]["end_of"]]
     largest = sorted((name for name in measured if name.startswith("eval_pass@")), key=_samples)[-1:]
     lines = [
+        "On the held-out problems, by all tokens that were spent on a model until then, before GRPO and after it:",
+        "",
+        *_by_tokens(result),
+        "",
         "On the validation problems, by the last validation at or below so many tokens of annotation, training and "
         "GRPO together. The columns are the totals at which arms end, seed by seed (means are shown). A dash: "
         "annotation and training alone take more. An asterisk: all of its runs had ended before, and what "
@@ -231,12 +258,11 @@ def _equal(study: RlStudy, result: Mapping[str, Any]) -> list[str]:
     for name, arm in result["arms"].items():
         given = result["arms"].get(study.arms[name].compute_of)
         if given and max(arm["steps"]) < max(arm["steps_bought"]):
-            tokens, seconds = (100 * arm[of]["total"] / given[of]["total"] for of in ("compute", "seconds"))
+            tokens = 100 * arm["compute"]["total"] / given["compute"]["total"]
             lines += [
                 "",
                 f"{name} stopped at {max(arm['steps'])} of the {max(arm['steps_bought'])} steps that all compute of "
-                f"{study.arms[name].compute_of} buys: it took {tokens:.0f} % of that one's tokens, and {seconds:.0f} % "
-                "of its minutes.",
+                f"{study.arms[name].compute_of} buys: it took {tokens:.0f} % of that one's tokens.",
             ]
     for name in (ACCURACY, *(name for name in (SAMPLED,) if name in measured), *largest):
         lines += [
@@ -249,6 +275,26 @@ def _equal(study: RlStudy, result: Mapping[str, Any]) -> list[str]:
             ),
         ]
     return lines
+
+
+def _by_tokens(result: Mapping[str, Any]) -> list[str]:
+    points: dict[str, tuple[int, Mapping[str, Any]]] = {}
+    for name, arm in result["arms"].items():
+        cost = arm["compute"]
+        if arm["before"]:
+            points[f"{arm['from']}, before GRPO"] = (cost["annotation"] + cost["training"], arm["before"])
+        points[name] = (cost["total"], arm["heldout"])
+    some = next(iter(points.values()))[1]
+    shown = [*_HELDOUT, *[name for name in some if name.startswith("pass@") and name not in _HELDOUT][-1:]]
+    shown = [name for name in shown if name in some]
+    return [
+        f"| model | tokens | {' | '.join(_HELDOUT.get(name, name) for name in shown)} |",
+        f"| --- | ---: | {' | '.join('---' for _ in shown)} |",
+        *(
+            f"| {name} | {tokens:,} | {' | '.join(_band(metric, found.get(metric)) for metric in shown)} |"
+            for name, (tokens, found) in sorted(points.items(), key=lambda point: point[1][0])
+        ),
+    ]
 
 
 def _samples(name: str) -> int:

@@ -26,7 +26,10 @@ from cruxtune.study_clock import Clock, OutOfTime, compute_missing
 from cruxtune.study_run import StudyTask, run_step
 
 _SETTINGS = ("settings", "study", "unit")
-_CURVES = ("reward", "correct", "entropy", "length", "truncated", "equal_rewards", "clipped", "tokens_computed")
+_CURVES = (
+    *("reward", "reward_std", "correct", "entropy", "length", "truncated", "equal_rewards", "clipped"),
+    *("grad_norm", "tokens_computed"),
+)
 """Curves of the training log that results keep, besides all of its examinations."""
 
 
@@ -85,7 +88,7 @@ class _Runs:
             steps = within(bought, multiple=self._steps_per_rollouts(run), most=most)
         evaluation = self._task.with_model(came_from)
         settings = self._rl(run, steps, evaluation.model)
-        self._write_validation()
+        self._write_problems()
         manifest = run_step(run.name, Step("rl", "rl", settings))
         evaluation = evaluation.model_copy(
             update={
@@ -97,8 +100,8 @@ class _Runs:
         )
         run_step(run.name, Step("evaluate", "evaluate", evaluation))
         path = write_cell(result_file(self._study, run), self._cell(run, bought, evaluation, settings, manifest))
-        self._task.forget(came_from)
-        if not self._record.keep_checkpoints:
+        if not self._study.keep_checkpoints:
+            self._task.forget(came_from)
             shutil.rmtree(settings.output.output)
         result: dict[str, Any] = json.loads(path.read_text())
         return result
@@ -140,21 +143,32 @@ class _Runs:
         planned = plan(recipe.model_copy(update={"rl": {run.label: section}}), only=f"rl {run.label}")[0].settings
         assert isinstance(planned, RlSettings)
         output = planned.output.model_copy(update={"output": self._root / "models" / run.label})
-        return planned.model_copy(update={"model": model or planned.model, "output": output})
+        problems = planned.problems.model_copy(update={"problems": str(self._problems)})
+        return planned.model_copy(update={"model": model or planned.model, "problems": problems, "output": output})
 
     @property
     def _validation(self) -> Path:
-        return self._study.output / self._study.task / "validation.jsonl"
+        return self._root / "validation.jsonl"
 
-    def _write_validation(self) -> None:
-        """Write the problems that are examined while a model trains: the first of the other study's."""
+    @property
+    def _problems(self) -> Path:
+        return self._root / "problems.jsonl"
+
+    def _write_problems(self) -> None:
+        """Write the problems that are examined while a model trains, and those that it trains on.
+
+        Both are of the other study's validation split, which chose learning rates and trained nothing: a model that had
+        seen a problem in its own training would find little left to learn in it, and so would one arm and not another.
+        """
         split = split_file(self._record.output / self._study.task, "validation")
         there = split.read_text(encoding="utf-8").splitlines(True)
-        wanted = "".join(there[: self._study.validation_problems]).encode()
-        # Another run may be reading it, or be writing the same.
-        if not self._validation.exists() or self._validation.read_bytes() != wanted:
-            self._validation.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(self._validation, wanted)
+        number = self._study.validation_problems
+        for path, some in ((self._validation, there[:number]), (self._problems, there[number:])):
+            wanted = "".join(some).encode()
+            # Another run may be reading it, or be writing the same.
+            if not path.exists() or path.read_bytes() != wanted:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_atomic(path, wanted)
 
     def _cell(
         self,

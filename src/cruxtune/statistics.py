@@ -166,7 +166,8 @@ def sign_flip(a: Sequence[float], b: Sequence[float], *, resamples: int = 9999, 
     differences = _paired(a, b)
     # Those of 0 are the same with either sign.
     differences = differences[differences != 0]
-    if not len(differences):
+    if len(differences) < 2:
+        # None, or one, which is as far from 0 with either sign.
         return 1.0
     options = {"permutation_type": "samples", "n_resamples": resamples, "batch": 200, "vectorized": True}
     p = float(scipy.stats.permutation_test((differences,), np.mean, rng=seed, **options).pvalue)
