@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -10,11 +11,13 @@ from hypothesis import strategies as st
 
 from cruxtune.errors import DataError
 from cruxtune.examination import best_validation, without_gain
+from cruxtune.recipe import plan, read_recipe
 from cruxtune.records import Problem
-from cruxtune.settings import build
+from cruxtune.settings import build, flat
 from cruxtune.stage_settings import ValidationSettings
 from cruxtune.validation import draw, hold_back
 
+ROOT = Path(__file__).parents[1]
 QUESTIONS = st.lists(st.integers(0, 30), min_size=1, max_size=40)
 
 
@@ -49,6 +52,30 @@ def test_the_order_of_problems_does_not_decide(numbers: list[int], seed: int) ->
     few, more = draw(problems, 2, seed), draw(problems, 3, seed)
     assert {problem.id for problem in draw(shuffled, 2, seed)} == {problem.id for problem in few}
     assert {problem.id for problem in few} < {problem.id for problem in more}
+
+
+@given(
+    numbers=st.lists(st.integers(0, 99), min_size=12, max_size=40, unique=True),
+    part=st.integers(6, 11),
+    n=st.integers(1, 5),
+)
+def test_who_trains_on_a_part_holds_back_all_that_is_held_back_of_the_whole(
+    numbers: list[int], part: int, n: int
+) -> None:
+    """SFT of the responses that were right sees no problem on which GRPO of all problems is validated."""
+    problems = problems_of(numbers)
+    known = problems[:part]
+    assert {one.id for one in draw(problems, n, 0)} & {one.id for one in known} <= {one.id for one in draw(known, n, 0)}
+
+
+@pytest.mark.parametrize("name", ["rl-1gpu", "rl-8gpu"])
+def test_recipes_validate_grpo_on_what_its_starts_have_not_seen(name: str) -> None:
+    """All models of the recipe hold back as many problems, with one seed."""
+    steps = plan(read_recipe(ROOT / "recipes" / f"{name}.yaml", {}))
+    held = [flat(step.settings) for step in steps if step.name.startswith(("train ", "rl "))]
+    numbers = {(float(leaves["validation"]), leaves["seed"]) for leaves in held}
+    assert len(held) == 5
+    assert len(numbers) == 1
 
 
 def test_seeds_draw_differently() -> None:
