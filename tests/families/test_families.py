@@ -25,6 +25,7 @@ from cruxtune.exporters.settings import ExportSettings
 from cruxtune.models import Policy, load_model, load_policy, load_renderer
 from cruxtune.prompts import Renderer
 from cruxtune.records import Annotation, Problem, Response
+from cruxtune.rl_settings import RlSettings
 from cruxtune.runner import open_verifier
 from cruxtune.settings import EngineSettings, ModelSettings, PromptSettings, VerifierSettings, build
 from cruxtune.stage_settings import (
@@ -49,6 +50,7 @@ TRAINED = {
     "lora": {"method": "cft", "lora": True, "lora_rank": 2},
     "gold": {"method": "gold"},
 }
+REINFORCED: dict[str, dict[str, Any]] = {"grpo": {}, "grpo-lora": {"lora": True, "lora_rank": 2}}
 
 
 @dataclass
@@ -58,6 +60,12 @@ class Run:
     family: Family
     root: Path
     counts: dict[str, int] = field(default_factory=dict)
+    asked: dict[str, list[list[int]]] = field(default_factory=dict)
+    """By model of GRPO: the prompts that its rollouts were sampled from, without padding."""
+    rolled: dict[str, list[list[int]]] = field(default_factory=dict)
+    """… and the rollouts, as they were judged."""
+    penalties: set[float | None] = field(default_factory=set)
+    """Repetition penalties under which GRPO's rollouts were sampled."""
 
     def model(self, name: str = "model") -> ModelSettings:
         """Where a model is: the family's own, or one that was trained."""
@@ -110,6 +118,28 @@ def verifier(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     os.chdir(before)
 
 
+def watch(patch: pytest.MonkeyPatch, made: Run, name: str) -> None:
+    """Keep what GRPO asks, how it samples, and what it judges."""
+    from transformers import GenerationMixin
+    from trl import GRPOTrainer
+
+    generate, judge = GenerationMixin.generate, GRPOTrainer._calculate_rewards
+    made.asked[name], made.rolled[name] = [], []
+
+    def asking(self: Any, *args: Any, input_ids: Any, attention_mask: Any, **options: Any) -> Any:
+        for ids, mask in zip(input_ids.tolist(), attention_mask.tolist(), strict=True):
+            made.asked[name].append([token for token, real in zip(ids, mask, strict=True) if real])
+        made.penalties.add(options["generation_config"].repetition_penalty)
+        return generate(self, *args, input_ids=input_ids, attention_mask=attention_mask, **options)
+
+    def judging(self: Any, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Any:
+        made.rolled[name] += completion_ids_list
+        return judge(self, inputs, prompts, completions, completion_ids_list)
+
+    patch.setattr(GenerationMixin, "generate", asking)
+    patch.setattr(GRPOTrainer, "_calculate_rewards", judging)
+
+
 @pytest.fixture(scope="module", params=FAMILIES)
 def run(
     request: pytest.FixtureRequest,
@@ -118,7 +148,7 @@ def run(
     counts: dict[str, dict[str, int]],
 ) -> Run:
     """A family through every stage."""
-    from cruxtune.stages import annotate, compare, evaluate, export, respond, select, train
+    from cruxtune.stages import annotate, compare, evaluate, export, respond, rl, select, train
 
     root = tmp_path_factory.mktemp(request.param)
     made = Run(FAMILIES[request.param], root)
@@ -133,7 +163,7 @@ def run(
     common |= {"max_new_tokens": LIMIT}
     own = made.model().model_dump()
     with pytest.MonkeyPatch.context() as patch:
-        for stage in (annotate, evaluate, respond):
+        for stage in (annotate, evaluate, respond, rl):
             patch.setattr(stage, "open_verifier", lambda settings: nullcontext(verifier))
         respond.respond(
             build(RespondSettings, {**common, **own, "output": root / "responses", "loop_stop": False}),
@@ -156,8 +186,14 @@ def run(
             source = {"problems": common["problems"], **own} if name == "gold" else annotations
             leaves = {**leaves, "batch_size": 4, "epochs": 1, "learning_rate": 1e-3, "output": root / name}
             train.train(build(TrainSettings, {**source, **leaves}))
+        for name, leaves in REINFORCED.items():
+            leaves = {**common, **own, **leaves, "generations": 4, "batch_size": 8, "steps": 4, "learning_rate": 1e-2}
+            leaves |= {"method": "grpo", "validation": 2, "evaluate_every": 4, "output": root / name}
+            with patch.context() as spy:
+                watch(spy, made, name)
+                rl.rl(build(RlSettings, leaves))
         scores = {}
-        for name in ("model", *TRAINED):
+        for name in ("model", *TRAINED, *REINFORCED):
             scores[name] = root / f"scores-{name}"
             leaves = {**common, **made.model(name).model_dump(), "output": scores[name], "limit": 4, "samples": 1}
             policy = made.start if name == "model" else made.policy(name)
@@ -202,7 +238,7 @@ def by_generate(model: Any, prompt: list[int], ends: set[int]) -> list[int]:
     return model.generate(ids, generation_config=config, attention_mask=torch.ones_like(ids))[0, len(prompt) :].tolist()
 
 
-@pytest.mark.parametrize("name", ["model", "full", "lora"])
+@pytest.mark.parametrize("name", ["model", "full", "lora", *REINFORCED])
 def test_responses_are_those_of_generate(run: Run, name: str) -> None:
     """Greedy responses end where a text or a turn ends; no repetition penalty of a generation config has a part."""
     model, _ = load_model(run.model(name))
@@ -259,7 +295,20 @@ def test_selections_weigh_every_token(run: Run) -> None:
     run.counts["selections"] = len(found)
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", REINFORCED)
+def test_grpo_asks_and_ends_as_respond_does(run: Run, name: str) -> None:
+    """The prompts are those of `respond`, a rollout ends at its first end, and no penalty of a config has a part."""
+    asked = [tuple(ids) for ids in run.asked[name]]
+    assert set(asked) <= {tuple(response.prompt_ids) for response in run.responses()}
+    assert len(asked) == len(run.rolled[name]) == 16
+    for ids in run.rolled[name]:
+        ends = [place for place, token in enumerate(ids) if token in run.stops()]
+        assert ends == [len(ids) - 1] or (not ends and len(ids) == LIMIT)
+    assert run.penalties <= {None, 1.0}
+    run.counts[f"{name}: rollouts"] = len(run.rolled[name])
+
+
+@pytest.mark.parametrize("name", [*TRAINED, *REINFORCED])
 def test_a_trained_model_is_asked_and_ends_as_before(run: Run, name: str) -> None:
     """Weights change; the tokenizer, its template, what ends a response and how to sample stay."""
     import torch
@@ -271,7 +320,7 @@ def test_a_trained_model_is_asked_and_ends_as_before(run: Run, name: str) -> Non
     assert tokenizer.pad_token == run.family.pad
     manifest = read_manifest(run.root / name)
     assert set(manifest["facts"]["eos_ids"]) == run.stops()
-    if name != "lora":
+    if "lora" not in name:
         assert set(model.generation_config.eos_token_id) == run.stops()
         assert model.config.pad_token_id == its_tokenizer.pad_token_id
         for key, value in run.family.generation.items():
@@ -342,5 +391,6 @@ def test_pairs_for_dpo_are_what_the_policy_said(run: Run) -> None:
 def test_models_are_compared(run: Run) -> None:
     """The comparison has the start and all that was trained."""
     comparison = json.loads((run.root / "comparison" / "comparison.json").read_text())
-    assert list(comparison["methods"]) == ["model", *TRAINED]
-    run.counts["evaluated"] = sum(read_manifest(run.root / f"scores-{name}")["rows"] for name in ("model", *TRAINED))
+    names = ["model", *TRAINED, *REINFORCED]
+    assert list(comparison["methods"]) == names
+    run.counts["evaluated"] = sum(read_manifest(run.root / f"scores-{name}")["rows"] for name in names)
