@@ -42,6 +42,7 @@ LOGGED = {
     "entropy": "entropy",
     "clip_ratio/region_mean": "clipped",
     "cispo_clip_ratio": "clipped",
+    "left_out": "left_out",
     "kl": "kl",
     "tokens_computed": "tokens_computed",
 }
@@ -105,6 +106,10 @@ class PolicyTrainer(GRPOTrainer):
         rollouts: dict[str, Any] = super()._generate_and_score_completions(inputs)
         passes = 1 + ("old_per_token_logps" in rollouts)
         self.tokens_computed += self._over_devices(passes * _size(rollouts))
+        if (ratio := rollouts.get("importance_sampling_ratio")) is not None:
+            # TRL sets those to 0 on which vLLM and the model are too far apart, and counts none of them.
+            share = self.accelerator.gather((ratio == 0).float().mean()).mean().item()
+            self._metrics["train"]["left_out"].append(share)
         return rollouts
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
@@ -185,6 +190,8 @@ def build_grpo(
     """
     refuse_virtual_tokens(model, settings.model)
     device = pick_device(settings.model.device)
+    if settings.trainer.get("beta") and not settings.low_rank.lora and not hasattr(model, "get_base_model"):
+        _refuse_reference(settings)
     micro, accumulated = share_batch(settings)
     uses_vllm = settings.trainer.get("use_vllm", can_use_vllm(settings, device))
     options = {
@@ -225,6 +232,21 @@ def build_grpo(
             raise ConfigError(f"--trainer: GRPOTrainer refuses these settings: {error}") from error
     trainer.add_callback(_Rollouts(trainer, reward, settings.no_variance_steps))
     return trainer
+
+
+def _refuse_reference(settings: RlSettings) -> None:
+    """Refuse a penalty for which TRL would load another reference than the model, or none.
+
+    It loads by the name in the model's config, of which it knows no revision, and from no GGUF file.
+    """
+    start, revision = settings.model.model, settings.model.revision
+    if locate(settings.model).gguf is not None or revision is not None:
+        what = f"--revision {revision} of {start}" if revision is not None else f"{start}, which is a GGUF file"
+        raise ConfigError(
+            f"--trainer beta={settings.trainer['beta']}: GRPOTrainer would not compare with {what}, since it loads its "
+            "reference by name; save the model as a directory first, or use --lora, where the reference is the model "
+            "without the adapter"
+        )
 
 
 def can_use_vllm(settings: RlSettings, device: str) -> bool:

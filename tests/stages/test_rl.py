@@ -405,6 +405,76 @@ def test_vllm_generates_where_it_can(world: Any, monkeypatch: pytest.MonkeyPatch
     assert not can_use_vllm(asked, "cuda")
 
 
+@pytest.mark.parametrize("off", [0.0, 0.5])
+def test_what_vllm_is_asked_and_what_it_gives(
+    off: float, world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All ends of a response are its ends, its context is what is needed, and where it disagrees nothing is learned."""
+    import torch
+
+    from cruxtune.models import load_renderer
+    from cruxtune.settings import ModelSettings, PromptSettings
+
+    asked: dict[str, Any] = {}
+
+    class StandIn:
+        """Samples with the model itself, and is off by so much in each token's log-probability."""
+
+        def __init__(self, **options: Any) -> None:
+            asked.update(options)
+            self.synced = 0
+
+        def sync_weights(self) -> None:
+            self.synced += 1
+
+        def generate(self, prompts: list[list[int]], images: Any, num_generations: int, profiler: Any) -> Any:
+            ends, model = asked["generation_kwargs"]["stop_token_ids"], asked["model"]
+            completions, logprobs = [], []
+            for prompt in prompts:
+                ids, found = list(prompt), []
+                while len(found) < asked["max_completion_length"] and not (found and ids[-1] in ends):
+                    with torch.no_grad():
+                        scores = model(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
+                    ids.append(int(torch.multinomial(scores.exp(), 1)))
+                    found.append([float(scores[ids[-1]]) - off])
+                completions.append(ids[len(prompt) :])
+                logprobs.append(found)
+            return prompts, completions, logprobs, None
+
+    monkeypatch.setattr("trl.trainer.grpo_trainer.VLLMGeneration", StandIn)
+    out = tmp_path / "out"
+    done = reinforced(world, out, steps=2, trainer={"use_vllm": True, "vllm_mode": "colocate"})["accounting"]
+    facts = load_renderer(ModelSettings(model=str(world.model)), PromptSettings()).facts
+    assert asked["generation_kwargs"]["stop_token_ids"] == sorted(facts["eos_ids"])
+    assert asked["repetition_penalty"] == asked["temperature"] == 1.0
+    prompts = [len(ids) for ids in asked_prompts(world)]
+    assert asked["max_model_length"] == max(prompts) + 12
+    assert done["rollouts"] == 8
+    rolled = next(entry for entry in log_of(out) if "left_out" in entry)
+    assert done["tokens_generated"] == pytest.approx(8 * rolled["length"])
+    # At 0.5 nats a token, three tokens are above the ratio of 3 that TRL leaves out.
+    assert rolled["left_out"] == 0 if not off else rolled["left_out"] > 0.5
+    assert read_manifest(out)["curves"]["left_out"]["first"] == rolled["left_out"]
+
+
+def asked_prompts(world: Any) -> list[list[int]]:
+    """The prompts of all problems of a world."""
+    from cruxtune.models import load_renderer
+    from cruxtune.settings import ModelSettings, PromptSettings
+
+    renderer = load_renderer(ModelSettings(model=str(world.model)), PromptSettings()).renderer
+    problems = load_problems(ProblemSource(problems=str(world.problems), kind="custom"))
+    return [renderer.render(problem) for problem in problems]
+
+
+def test_a_penalty_is_refused_where_its_reference_would_be_another_model(world: Any, tmp_path: Path) -> None:
+    """TRL loads the reference by name, without a revision and from no GGUF file; a directory is what it says."""
+    with pytest.raises(ConfigError, match=r"--trainer beta=0.1: .*--revision abc of .*save the model as a directory"):
+        reinforced(world, tmp_path / "out", revision="abc", trainer={"beta": 0.1})
+    reinforced(world, tmp_path / "out", steps=2, trainer={"beta": 0.1})
+    assert [entry["kl"] > 0 for entry in log_of(tmp_path / "out") if "kl" in entry] == [False, True]
+
+
 def test_test_problems_are_refused(world: Any, tmp_path: Path) -> None:
     """Test problems of a benchmark are neither trained nor validated on."""
     rows = [{"id": f"gsm8k/test/{n}", "question": f"{n} + {n}?", "answer": str(2 * n)} for n in range(30)]

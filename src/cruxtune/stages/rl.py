@@ -45,7 +45,7 @@ from cruxtune.trainer import (
 from cruxtune.validation import Held, hold_back
 
 _WORK = "trainer"
-_CURVES = ("reward", "correct", "equal_rewards", "length", "truncated", "entropy", "clipped")
+_CURVES = ("reward", "correct", "equal_rewards", "length", "truncated", "entropy", "clipped", "left_out")
 
 _log = logging.getLogger("cruxtune")
 
