@@ -1,4 +1,4 @@
-"""A comparison as a figure: pass@N, and the loss on critical and on other tokens while training."""
+"""A comparison as a figure: pass@N, loss on critical and on other tokens while training, accuracy by compute."""
 
 from __future__ import annotations
 
@@ -30,9 +30,11 @@ def figure(result: Mapping[str, Any]) -> bytes:
 
     losses = [name for name in _LOSSES if any(name in part["curves"] for part in _parts(result))]
     benchmarks = list(result["benchmarks"])
+    computed = {name: _most_compute(result, name) for name in benchmarks}
+    columns = 1 + len(losses) + any(computed.values())
     with mpl.rc_context({**mpl.rcParamsDefault, **STYLE}):
-        canvas = Figure(figsize=(4.2 * (1 + len(losses)), 3.2 * len(benchmarks) + 0.5), layout="constrained")
-        axes = canvas.subplots(len(benchmarks), 1 + len(losses), squeeze=False)
+        canvas = Figure(figsize=(4.2 * columns, 3.2 * len(benchmarks) + 0.5), layout="constrained")
+        axes = canvas.subplots(len(benchmarks), columns, squeeze=False)
         for row, benchmark in zip(axes, benchmarks, strict=True):
             for number, (name, method) in enumerate(result["methods"].items()):
                 part = method["benchmarks"].get(benchmark)
@@ -40,11 +42,15 @@ def figure(result: Mapping[str, Any]) -> bytes:
                     continue
                 look = {"color": f"C{number % 10}", "label": name}
                 _pass_at_n(row[0], part["metrics"], number, look)
-                for axis, curve in zip(row[1:], losses, strict=True):
+                for axis, curve in zip(row[1:], losses, strict=False):
                     draw_curve(axis, part["curves"].get(curve), look)
+                if computed[benchmark]:
+                    _by_compute(row[-1], part, computed[benchmark] * 0.25 * _SMALL * number, look)
             row[0].set(title=benchmark, xlabel="samples N", ylabel="pass@N (%)")
-            for axis, curve in zip(row[1:], losses, strict=True):
+            for axis, curve in zip(row[1:], losses, strict=False):
                 axis.set(title=_LOSSES[curve], xlabel="step", ylabel="nats")
+            if any(computed.values()):
+                row[-1].set(title="greedy pass@1 (%)", xlabel="million tokens of annotation and training")
         handles, labels = axes[0][0].get_legend_handles_labels()
         canvas.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)), frameon=False)
         buffer = io.BytesIO()
@@ -90,6 +96,22 @@ def _pass_at_n(axis: Any, metrics: Mapping[str, Any], number: int, look: Mapping
     axis.set_xscale("log", base=2)
     ticks = [n for n, _ in (*curve, *last)]
     axis.set_xticks(ticks, [str(n) for n in ticks])
+
+
+def _most_compute(result: Mapping[str, Any], benchmark: str) -> int:
+    parts = (method["benchmarks"].get(benchmark) for method in result["methods"].values())
+    return max((part["cost"]["compute"] or 0 for part in parts if part and part["cost"]), default=0)
+
+
+def _by_compute(axis: Any, part: Mapping[str, Any], shift: float, look: Mapping[str, Any]) -> None:
+    """Draw greedy pass@1 with its interval at the compute that it took; a model without training took none."""
+    tokens = (part["cost"] or {"compute": 0})["compute"]
+    if tokens is not None:
+        value, (low, high) = part["metrics"]["pass@1"]["value"], part["metrics"]["pass@1"]["interval"]
+        error = [[max(0.0, 100 * (value - low))], [max(0.0, 100 * (high - value))]]
+        axis.errorbar(
+            [(tokens + shift) / 1e6], [100 * value], yerr=error, marker="o", markersize=4, color=look["color"]
+        )
 
 
 def draw_curve(axis: Any, curve: Any, look: Mapping[str, Any]) -> None:

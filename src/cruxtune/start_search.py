@@ -82,18 +82,21 @@ def page(found: Mapping[str, Mapping[str, Any]]) -> str:
         "# Search for a start",
         "",
         "Share of critical tokens for k alternatives, of correct greedy responses to problems that neither the cold "
-        "start nor the evaluation has. 95 % bootstrap intervals over problems (accuracy) and responses (shares). No "
-        "shares: the accuracy is out of range.",
+        "start nor the evaluation has, among the positions that were asked about, drawn by a seed. 95 % bootstrap "
+        "intervals over problems (accuracy) and responses (shares). No shares: the accuracy is out of range.",
         "",
-        f"| task / cold-start problems | accuracy | tokens a response | {' | '.join(ranks)} | responses | minutes |",
-        f"| --- | --- | ---: | {'--- | ' * most}---: | ---: |",
+        f"| task / cold-start problems | accuracy | tokens a response | {' | '.join(ranks)} | responses | positions | "
+        "minutes |",
+        f"| --- | --- | ---: | {'--- | ' * most}---: | ---: | ---: |",
     ]
     for name, cell in found.items():
         shares = [percent(part["share"], part["interval"]) for part in cell["critical_share"].values()]
         shares += [""] * (most - len(shares))
+        asked = next((part["tokens"] for part in cell["critical_share"].values()), 0)
         lines.append(
             f"| {name} | {percent(cell['accuracy'], cell['accuracy_interval'])} | {cell['tokens_a_response']:.0f} | "
-            f"{' | '.join(shares)} | {cell['responses_annotated']} | {sum(cell['seconds'].values()) / 60:.1f} |"
+            f"{' | '.join(shares)} | {cell['responses_annotated']} | {asked} | "
+            f"{sum(cell['seconds'].values()) / 60:.1f} |"
         )
     return "\n".join(lines) + "\n"
 
