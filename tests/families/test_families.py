@@ -21,7 +21,7 @@ from cruxtune.engines.plain import PlainEngine
 from cruxtune.errors import DataError
 from cruxtune.exporters import CONSUMERS
 from cruxtune.exporters.preferences import Pairing
-from cruxtune.exporters.settings import ExportSettings
+from cruxtune.exporters.settings import ExportSettings, InspectSettings
 from cruxtune.models import Policy, load_model, load_policy, load_renderer
 from cruxtune.prompts import Renderer
 from cruxtune.records import Annotation, Problem, Response
@@ -37,6 +37,7 @@ from cruxtune.stage_settings import (
     SelectSettings,
     TrainSettings,
 )
+from cruxtune.stats_settings import StatsSettings
 from cruxtune.store import read_manifest, read_rows
 
 from .habits import FAMILIES, Family, make_checkpoint
@@ -365,6 +366,31 @@ def test_exports_hold_the_rows_that_training_sees(run: Run) -> None:
     for to, consumer in CONSUMERS.items():
         assert [(row.input_ids, row.labels) for row in consumer.read(run.root / "exports" / to)] == wanted
     run.counts |= {"exports": len(CONSUMERS), "rows": len(wanted)}
+
+
+def test_statistics_and_inspection_see_every_token(run: Run) -> None:
+    """Every label has a class, two engines agree, and what is shown as trained is what is critical."""
+    from cruxtune.stages import inspect, stats
+
+    both = [run.root / "annotations", run.root / "annotations-plain"]
+    found = stats.stats(build(StatsSettings, {"annotations": both}))
+    described, (pair,) = found["annotations"]["annotations"], found["models"]
+    labels = [mark for annotation in run.annotations() for mark in annotation.critical if mark is not None]
+    assert (described["tokens"], described["critical"]) == (len(labels), sum(labels))
+    assert sum(row["tokens"] for row in described["classes"]) == len(labels)
+    assert pair["agreement"]["equal"] == 1
+    rows = [annotation for annotation in run.annotations() if any(annotation.critical)]
+    shown = inspect.inspect(build(InspectSettings, {"annotations": both[0], "limit": len(rows)}))
+    assert len(shown) == len(rows)
+    for row, one in zip(rows, shown, strict=True):
+        weights, kept = [weight for _, weight in one.before], [weight for _, weight in one.after]
+        # What is behind the last trained token is not computed.
+        assert weights == [*kept, *[0.0] * (len(weights) - len(kept))]
+        assert kept[-1] == 1
+        assert sum(kept) == sum(map(bool, row.critical))
+        text = run.tokenizer.decode([*row.response.prompt_ids, *row.response.response_ids])
+        assert "".join(piece for piece, _ in one.before) == text
+    run.counts["shown"] = len(shown)
 
 
 def test_pairs_for_dpo_are_what_the_policy_said(run: Run) -> None:
