@@ -30,6 +30,7 @@ _STATEMENTS = {
     **{f"{seeds} seeds against one, as methods": (seeds, 1) for seeds in (3, 5)},
 }
 _FAMILIES = {
+    "ten methods of 1": (1,) * 10,
     "ten methods of 2": (2,) * 10,
     "ten methods of 3": (3,) * 10,
     "the start, 5, 5, 3, 3, 3, 3, 2, 2, 2": (_START, 5, 5, 3, 3, 3, 3, 2, 2, 2),

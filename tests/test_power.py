@@ -44,6 +44,8 @@ def test_more_seeds_help_up_to_what_problems_leave() -> None:
         for n in (1, 5, 10**9)
     )
     assert one > five > endless == pytest.approx(2.8016 * math.sqrt(0.1 / 1000), rel=1e-3)
+    assert detectable_difference(100, (3, 3), disagreement=0.0, between_seeds=0.0) == 0
+    assert detectable_difference(1, (3, 3), disagreement=0.2, between_seeds=0.1) > 1
     with pytest.raises(ValueError, match="no smaller share"):
         detectable_difference(1000, (1, 1), disagreement=0.1, between_seeds=0.2)
 

@@ -324,6 +324,8 @@ def test_a_large_table_can_have_a_significant_difference_of_single_seeds() -> No
     p = sign_flip((better + 0.4).tolist(), generator.random(200).tolist())
     assert p < 1e-9
     assert holm([p] + [0.5] * 299)[0] < 0.05
+    # As many problems as a benchmark has, of which no sign can be left out.
+    assert sign_flip([0.5 + number / 3000 for number in range(1500)], [0.0] * 1500) < 1e-9
     # Few signs are few: ten can say 2 ÷ 2^10 at the least, and twenty no less than 2 ÷ 2^20.
     assert sign_flip([1 + number / 100 for number in range(10)], [0.0] * 10) == pytest.approx(2 / 2**10)
     assert sign_flip([1 + number / 100 for number in range(20)], [0.0] * 20) == 2 / 2**20

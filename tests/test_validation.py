@@ -70,12 +70,13 @@ def test_who_trains_on_a_part_holds_back_all_that_is_held_back_of_the_whole(
 
 @pytest.mark.parametrize("name", ["rl-1gpu", "rl-8gpu"])
 def test_recipes_validate_grpo_on_what_its_starts_have_not_seen(name: str) -> None:
-    """All models of the recipe hold back as many problems, with one seed."""
+    """All models of the recipe hold back as many problems, with one seed, and none is chosen by them."""
     steps = plan(read_recipe(ROOT / "recipes" / f"{name}.yaml", {}))
     held = [flat(step.settings) for step in steps if step.name.startswith(("train ", "rl "))]
     numbers = {(float(leaves["validation"]), leaves["seed"]) for leaves in held}
     assert len(held) == 5
     assert len(numbers) == 1
+    assert [leaves["keep"] for leaves in held if "keep" in leaves] == ["last", "last"]
 
 
 def test_seeds_draw_differently() -> None:

@@ -262,12 +262,16 @@ def _averaged_seeds(
 def _same_models(some: Mapping[str, Sequence[Cell]], benchmarks: Sequence[str], seeds: Sequence[int | None]) -> bool:
     """Return whether these seeds' models are the same on all benchmarks, by what their training was.
 
-    Models of which nothing is known count as the same where they have a seed: `--evaluation` names one model, on
-    several benchmarks.
+    What annotation took does not count, which is unknown where its directory is gone. Models of which nothing is known
+    count as the same where they have a seed: `--evaluation` names one model, on several benchmarks.
     """
-    trainings = [{cell.seed: cell.training for cell in some[name]} for name in benchmarks]
+    trainings = [{cell.seed: _identity(cell.training) for cell in some[name]} for name in benchmarks]
     trained = [seed for seed in seeds if seed is not None]
     return bool(trained) and all(each[seed] == trainings[0][seed] for each in trainings for seed in trained)
+
+
+def _identity(training: Training | None) -> tuple[Any, ...] | None:
+    return training and (training.steps, training.tokens_trained, training.seconds, training.curves)
 
 
 def _blocks(
@@ -356,6 +360,8 @@ def _correct(pairs: Mapping[str, Any]) -> None:
             for metric, entry in metrics.items():
                 families.setdefault(metric, []).append(entry)
     for entries in families.values():
-        for entry, p in zip(entries, holm([entry["p_strict"] for entry in entries]), strict=True):
+        # A difference alone is judged at 5 %, where the p-value of its interval holds.
+        which = "p_strict" if len(entries) > 1 else "p"
+        for entry, p in zip(entries, holm([entry[which] for entry in entries]), strict=True):
             entry["p_holm"] = float(f"{p:.4g}")
             entry["significant"] = p < 1 - CONFIDENCE

@@ -37,6 +37,7 @@ LOGGED = {
     "correct": "correct",
     "formed": "formed",
     "equal_rewards": "equal_rewards",
+    "group_std": "group_std",
     "completions/mean_length": "length",
     "completions/clipped_ratio": "truncated",
     "entropy": "entropy",
@@ -97,6 +98,7 @@ class PolicyTrainer(GRPOTrainer):
         spread = groups.max(dim=1).values - groups.min(dim=1).values
         self.equal_rewards = (spread < _EQUAL).float().mean().item()
         self._metrics["train"]["equal_rewards"].append(self.equal_rewards)
+        self._metrics["train"]["group_std"].append(groups.std(dim=1).mean().item())
         generated = sum(len(ids) for ids in completion_ids_list)
         self.tokens_generated += self._over_devices(generated)
         self.rollouts += rewards.size(0)
@@ -106,10 +108,17 @@ class PolicyTrainer(GRPOTrainer):
         rollouts: dict[str, Any] = super()._generate_and_score_completions(inputs)
         passes = 1 + ("old_per_token_logps" in rollouts)
         self.tokens_computed += self._over_devices(passes * _size(rollouts))
-        if (ratio := rollouts.get("importance_sampling_ratio")) is not None:
-            # TRL sets those to 0 on which vLLM and the model are too far apart, and counts none of them.
-            share = self.accelerator.gather((ratio == 0).float().mean()).mean().item()
-            self._metrics["train"]["left_out"].append(share)
+        ratio = rollouts.get("importance_sampling_ratio")
+        if ratio is not None and self.vllm_importance_sampling_mode.endswith("mask"):
+            # TRL sets those to 0 on which vLLM and the model are too far apart, and counts none of them. There is a
+            # ratio for each token or for each rollout.
+            out = (ratio == 0).float()
+            share = (
+                out.mean()
+                if out.shape[1] == 1
+                else (out * rollouts["completion_mask"]).sum() / rollouts["completion_mask"].sum()
+            )
+            self._metrics["train"]["left_out"].append(self.accelerator.gather(share).mean().item())
         return rollouts
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:

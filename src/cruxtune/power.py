@@ -67,11 +67,13 @@ def detectable_difference(
     of_problems = (disagreement - between_seeds + between_seeds / 2 * inverse) / problems
     variance = of_problems + seed_deviation**2 * inverse
     several = [number for number in seeds if number > 1]
+    if not variance:
+        return 0.0
     if not several:
         return float((norm.ppf(1 - alpha / pairs / 2) + norm.ppf(power)) * math.sqrt(variance))
     noise = between_seeds / 2 / problems
     estimated = np.full(_DRAWS, of_problems)
-    below = np.full(_DRAWS, of_problems**2 / (problems - 1))
+    below = np.full(_DRAWS, of_problems**2 / max(1, problems - 1))
     for place, number in enumerate(several):
         # Quantiles that cover the distribution evenly, those of one method in another order than those of the other.
         order = np.random.default_rng(place).permutation(_DRAWS)

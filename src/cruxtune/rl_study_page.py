@@ -29,7 +29,7 @@ _LOGGED = {
 }
 _CHECKS = {
     "equal_rewards": "groups with equal rewards",
-    "reward_std": "deviation of rewards in a group",
+    "group_std": "deviation of rewards in a group",
     "grad_norm": "norm of the gradient",
     "eval_kl": "KL to where it began, validation",
     "clipped": "clipped ratios",

@@ -27,7 +27,7 @@ from cruxtune.study_run import StudyTask, run_step
 
 _SETTINGS = ("settings", "study", "unit")
 _CURVES = (
-    *("reward", "reward_std", "correct", "entropy", "length", "truncated", "equal_rewards", "clipped"),
+    *("reward", "group_std", "correct", "entropy", "length", "truncated", "equal_rewards", "clipped"),
     *("grad_norm", "tokens_computed"),
 )
 """Curves of the training log that results keep, besides all of its examinations."""

@@ -6,6 +6,7 @@ measured by `benchmarks/coverage.py`; docs/evaluation.md says what it found.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from functools import lru_cache
@@ -172,7 +173,7 @@ def sign_flip(a: Sequence[float], b: Sequence[float], *, resamples: int = 9999, 
     options = {"permutation_type": "samples", "n_resamples": resamples, "batch": 200, "vectorized": True}
     p = float(scipy.stats.permutation_test((differences,), np.mean, rng=seed, **options).pvalue)
     floor = 2 / (resamples + 1)
-    if p > floor or 2.0 ** len(differences) <= resamples:
+    if p > floor or len(differences) <= math.log2(resamples):
         return p
     # Those of 0 count here: they are what the mean's error is small by.
     tail = float(scipy.stats.ttest_rel(a, b).pvalue) if np.ptp(np.subtract(a, b)) else 0.0

@@ -23,7 +23,7 @@ from cruxtune.validation import draw
 
 ROOT = Path(__file__).parents[2]
 
-ROLLED = {"reward", "reward_std", "correct", "equal_rewards", "length", "truncated"}
+ROLLED = {"reward", "reward_std", "group_std", "correct", "equal_rewards", "length", "truncated"}
 STEPPED = {"step", "epoch", "loss", "grad_norm", "learning_rate", "entropy", "clipped", "tokens_computed"}
 MEASURED = {
     *("step", "epoch", "tokens_computed", "eval_accuracy", "eval_entropy", "eval_kl", "eval_length", "eval_truncated"),
@@ -471,6 +471,13 @@ def test_a_penalty_is_refused_where_its_reference_would_be_another_model(world: 
     """TRL loads the reference by name, without a revision and from no GGUF file; a directory is what it says."""
     with pytest.raises(ConfigError, match=r"--trainer beta=0.1: .*--revision abc of .*save the model as a directory"):
         reinforced(world, tmp_path / "out", revision="abc", trainer={"beta": 0.1})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cruxtune.grpo.locate", lambda _: Location("somewhere", gguf="weights.gguf"))
+        with pytest.raises(ConfigError, match=r"which is a GGUF file.*or use --lora"):
+            reinforced(world, tmp_path / "out", trainer={"beta": 0.1})
+        # An adapter is compared with the model without it.
+        low_rank = {"lora": True, "lora_rank": 2, "revision": "abc"}
+        reinforced(world, tmp_path / "adapter", steps=2, trainer={"beta": 0.1}, **low_rank)
     reinforced(world, tmp_path / "out", steps=2, trainer={"beta": 0.1})
     assert [entry["kl"] > 0 for entry in log_of(tmp_path / "out") if "kl" in entry] == [False, True]
 
