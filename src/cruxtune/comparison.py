@@ -271,7 +271,7 @@ def _same_models(some: Mapping[str, Sequence[Cell]], benchmarks: Sequence[str], 
 
 
 def _identity(training: Training | None) -> tuple[Any, ...] | None:
-    return training and (training.steps, training.tokens_trained, training.seconds, training.curves)
+    return (training.steps, training.tokens_trained, training.seconds, training.curves) if training else None
 
 
 def _blocks(
