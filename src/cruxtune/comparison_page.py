@@ -166,8 +166,8 @@ def _shown(metric: str, entry: Mapping[str, Any]) -> str:
 def _differences(result: Mapping[str, Any], places: Sequence[str]) -> list[str]:
     metrics = [*_headline(result), "entropy"]
     lines = [
-        "Percentage points (entropy: nats). p is that of the interval; an asterisk: significant after "
-        "Holm's correction of a stricter one.",
+        "Percentage points (entropy: nats). The intervals are not corrected; p is, by Holm's procedure, for all "
+        "differences of this page in that metric. An asterisk: significant.",
         "",
         f"| difference | on | {' | '.join(f'{_title(metric)} | p' for metric in metrics)} |",
         f"| --- | --- | {' | '.join('--- | ---:' for _ in metrics)} |",
@@ -186,7 +186,7 @@ def _difference(metric: str, entry: Mapping[str, Any] | None) -> str:
     value, (low, high) = entry["difference"], entry["interval"]
     shown = f"{value:+.3f} [{low:+.3f}, {high:+.3f}]" if metric == "entropy" else points(value, entry["interval"])
     star = r" \*" if entry["significant"] else ""
-    return f"{shown}{star} | {entry['p']:.2g}"
+    return f"{shown}{star} | {entry['p_holm']:.2g}"
 
 
 def _costs(result: Mapping[str, Any]) -> list[str]:
