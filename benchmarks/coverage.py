@@ -11,7 +11,7 @@ the two corrections of `cruxtune.statistics.spread`. Widths are in percentage po
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import combinations
 
 import numpy as np
@@ -105,7 +105,7 @@ def statement(seeds: tuple[int, ...], deviation: float, simulations: int) -> flo
     for number in range(simulations):
         hardness = generator.normal(0, 1.5, 1000)
         sides = [[_method(generator, hardness, some or 1, deviation if some else 0.0)] for some in seeds]
-        found = estimate(*sides, resamples=500, seed=number % 4) if len(seeds) == 1 else _difference(sides, number)
+        found = (estimate if len(seeds) == 1 else difference)(*sides, resamples=500, seed=number % 4)
         intervals.append((found.low, found.high))
     return _held(intervals, truth)[0]
 
@@ -124,10 +124,6 @@ def family_error(family: tuple[int, ...], deviation: float, simulations: int) ->
         ours += min(holm([each.p(each.freedom_strict) for each in found])) < 0.05
         plain += min(holm([each.p(each.freedom) for each in found])) < 0.05
     return ours / simulations, plain / simulations
-
-
-def _difference(sides: Sequence[Sequence[Array]], number: int) -> Difference:
-    return difference(*sides, resamples=500, seed=number % 4)
 
 
 def _method(generator: np.random.Generator, hardness: Array, seeds: int, deviation: float) -> Array:

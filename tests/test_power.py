@@ -16,7 +16,7 @@ from cruxtune.study_commands import power_lines
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize(("seeds", "pairs"), [((1, 1), 1), ((5, 3), 1), ((3, 3), 10)])
+@pytest.mark.parametrize(("seeds", "pairs"), [((1, 1), 1), ((5, 3), 1), ((3, 3), 10), ((3, 3), 45)])
 def test_simulated_studies_detect_the_difference_as_often_as_promised(seeds: tuple[int, int], pairs: int) -> None:
     """Comparisons tell methods apart that differ by the smallest detectable difference in 80 % of simulated studies."""
     problems, studies, spread = 1000, 600, 0.3
@@ -34,7 +34,7 @@ def test_simulated_studies_detect_the_difference_as_often_as_promised(seeds: tup
         a, b = (rng.random((some, problems)) < side for some, side in zip(seeds, (better, worse), strict=True))
         found = difference([a], [b], resamples=300, seed=number % 3)
         detected += (found.p if pairs == 1 else found.p_strict * pairs) < 0.05
-    assert 0.74 < detected / studies < 0.86
+    assert 0.75 < detected / studies < 0.85
 
 
 def test_more_seeds_help_up_to_what_problems_leave() -> None:

@@ -42,12 +42,12 @@ def figure(result: Mapping[str, Any]) -> bytes:
                     continue
                 look = {"color": f"C{number % 10}", "label": name}
                 _pass_at_n(row[0], part["metrics"], number, look)
-                for axis, curve in zip(row[1:], losses, strict=False):
+                for axis, curve in zip(row[1 : 1 + len(losses)], losses, strict=True):
                     draw_curve(axis, part["curves"].get(curve), look)
                 if computed[benchmark]:
                     _by_compute(row[-1], part, computed[benchmark] * 0.25 * _SMALL * number, look)
             row[0].set(title=benchmark, xlabel="samples N", ylabel="pass@N (%)")
-            for axis, curve in zip(row[1:], losses, strict=False):
+            for axis, curve in zip(row[1 : 1 + len(losses)], losses, strict=True):
                 axis.set(title=_LOSSES[curve], xlabel="step", ylabel="nats")
             if any(computed.values()):
                 row[-1].set(title="greedy pass@1 (%)", xlabel="million tokens of annotation and training")

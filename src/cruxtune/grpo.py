@@ -112,12 +112,8 @@ class PolicyTrainer(GRPOTrainer):
         if ratio is not None and self.vllm_importance_sampling_mode.endswith("mask"):
             # TRL sets those to 0 on which vLLM and the model are too far apart, and counts none of them. There is a
             # ratio for each token or for each rollout.
-            out = (ratio == 0).float()
-            share = (
-                out.mean()
-                if out.shape[1] == 1
-                else (out * rollouts["completion_mask"]).sum() / rollouts["completion_mask"].sum()
-            )
+            counted = rollouts["completion_mask"] if ratio.shape[1] > 1 else torch.ones_like(ratio)
+            share = ((ratio == 0) * counted).sum() / counted.sum()
             self._metrics["train"]["left_out"].append(self.accelerator.gather(share).mean().item())
         return rollouts
 

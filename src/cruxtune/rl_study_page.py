@@ -196,10 +196,7 @@ def _curves(arms: Mapping[str, Any], titles: Mapping[str, str]) -> list[str]:
 
 
 def _heldout(file: str, result: Mapping[str, Any]) -> list[str]:
-    names = list(next(iter(result["arms"].values()))["heldout"])
-    largest = [name for name in names if name.startswith("pass@") and name not in _HELDOUT][-1:]
-    shown = {**_HELDOUT, **{name: name for name in largest}, "entropy": "entropy of samples"}
-    shown = {name: title for name, title in shown.items() if name in names}
+    shown = {**_accuracies(result), "entropy": "entropy of samples"}
     lines = [
         f"| arm | seeds | {' | '.join(f'{title}, before | after' for title in shown.values())} |",
         f"| --- | ---: | {' | '.join('--- | ---' for _ in shown)} |",
@@ -208,6 +205,14 @@ def _heldout(file: str, result: Mapping[str, Any]) -> list[str]:
         cells = [_band(metric, arm[when].get(metric)) for metric in shown for when in ("before", "heldout")]
         lines.append(f"| {name} | {len(arm['seeds'])} | {' | '.join(cells)} |")
     return [*lines, "", f"Differences, each arm's from its own start too, are in [{file}]({file})."]
+
+
+def _accuracies(result: Mapping[str, Any]) -> dict[str, str]:
+    """Return the accuracies on the held-out problems that are shown, with titles: of pass@N that of the largest N."""
+    names = list(next(iter(result["arms"].values()))["heldout"])
+    largest = [name for name in names if name.startswith("pass@") and name not in _HELDOUT][-1:]
+    shown = {**_HELDOUT, **{name: name for name in largest}}
+    return {name: title for name, title in shown.items() if name in names}
 
 
 def _band(metric: str, band: Mapping[str, float] | None) -> str:
@@ -284,11 +289,9 @@ def _by_tokens(result: Mapping[str, Any]) -> list[str]:
         if arm["before"]:
             points[f"{arm['from']}, before GRPO"] = (cost["annotation"] + cost["training"], arm["before"])
         points[name] = (cost["total"], arm["heldout"])
-    some = next(iter(points.values()))[1]
-    shown = [*_HELDOUT, *[name for name in some if name.startswith("pass@") and name not in _HELDOUT][-1:]]
-    shown = [name for name in shown if name in some]
+    shown = _accuracies(result)
     return [
-        f"| model | tokens | {' | '.join(_HELDOUT.get(name, name) for name in shown)} |",
+        f"| model | tokens | {' | '.join(shown.values())} |",
         f"| --- | ---: | {' | '.join('---' for _ in shown)} |",
         *(
             f"| {name} | {tokens:,} | {' | '.join(_band(metric, found.get(metric)) for metric in shown)} |"

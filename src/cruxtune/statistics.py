@@ -164,9 +164,9 @@ def sign_flip(a: Sequence[float], b: Sequence[float], *, resamples: int = 9999, 
     >>> sign_flip([1, 2, 3, 4], [0, 0, 0, 0]), sign_flip([1, 2], [1, 2])
     (0.125, 1.0)
     """
-    differences = _paired(a, b)
+    every = _paired(a, b)
     # Those of 0 are the same with either sign.
-    differences = differences[differences != 0]
+    differences = every[every != 0]
     if len(differences) < 2:
         # None, or one, which is as far from 0 with either sign.
         return 1.0
@@ -176,7 +176,7 @@ def sign_flip(a: Sequence[float], b: Sequence[float], *, resamples: int = 9999, 
     if p > floor or len(differences) <= math.log2(resamples):
         return p
     # Those of 0 count here: they are what the mean's error is small by.
-    tail = float(scipy.stats.ttest_rel(a, b).pvalue) if np.ptp(np.subtract(a, b)) else 0.0
+    tail = float(scipy.stats.ttest_1samp(every, 0).pvalue) if np.ptp(every) else 0.0
     return min(floor, max(tail, 2.0 ** (1 - len(differences))))
 
 

@@ -421,11 +421,10 @@ def test_what_vllm_is_asked_and_what_it_gives(
         """Samples with the model itself, and is off by so much in each token's log-probability."""
 
         def __init__(self, **options: Any) -> None:
-            asked.update(options)
-            self.synced = 0
+            asked.update(options, synced=0)
 
         def sync_weights(self) -> None:
-            self.synced += 1
+            asked["synced"] += 1
 
         def generate(self, prompts: list[list[int]], images: Any, num_generations: int, profiler: Any) -> Any:
             ends, model = asked["generation_kwargs"]["stop_token_ids"], asked["model"]
@@ -444,27 +443,19 @@ def test_what_vllm_is_asked_and_what_it_gives(
     monkeypatch.setattr("trl.trainer.grpo_trainer.VLLMGeneration", StandIn)
     out = tmp_path / "out"
     done = reinforced(world, out, steps=2, trainer={"use_vllm": True, "vllm_mode": "colocate"})["accounting"]
-    facts = load_renderer(ModelSettings(model=str(world.model)), PromptSettings()).facts
-    assert asked["generation_kwargs"]["stop_token_ids"] == sorted(facts["eos_ids"])
+    policy = load_renderer(ModelSettings(model=str(world.model)), PromptSettings())
+    assert asked["generation_kwargs"]["stop_token_ids"] == sorted(policy.facts["eos_ids"])
     assert asked["repetition_penalty"] == asked["temperature"] == 1.0
-    prompts = [len(ids) for ids in asked_prompts(world)]
-    assert asked["max_model_length"] == max(prompts) + 12
+    problems = load_problems(ProblemSource(problems=str(world.problems), kind="custom"))
+    assert asked["max_model_length"] == max(len(policy.renderer.render(problem)) for problem in problems) + 12
+    # Weights are given to it once for each batch of rollouts.
+    assert asked["synced"] == 1
     assert done["rollouts"] == 8
     rolled = next(entry for entry in log_of(out) if "left_out" in entry)
     assert done["tokens_generated"] == pytest.approx(8 * rolled["length"])
     # At 0.5 nats a token, three tokens are above the ratio of 3 that TRL leaves out.
     assert rolled["left_out"] == 0 if not off else rolled["left_out"] > 0.5
     assert read_manifest(out)["curves"]["left_out"]["first"] == rolled["left_out"]
-
-
-def asked_prompts(world: Any) -> list[list[int]]:
-    """The prompts of all problems of a world."""
-    from cruxtune.models import load_renderer
-    from cruxtune.settings import ModelSettings, PromptSettings
-
-    renderer = load_renderer(ModelSettings(model=str(world.model)), PromptSettings()).renderer
-    problems = load_problems(ProblemSource(problems=str(world.problems), kind="custom"))
-    return [renderer.render(problem) for problem in problems]
 
 
 def test_a_penalty_is_refused_where_its_reference_would_be_another_model(world: Any, tmp_path: Path) -> None:
