@@ -155,6 +155,13 @@ def test_methods_pairs_and_benchmarks() -> None:
     }
     assert (part["cost"]["annotation_tokens"], part["cost"]["compute"]) == (2000, 5000)
     assert part["curves"]["eval_loss_other"] == [[0, 0.4, 0.4, 0.4], [4, 0.3, 0.3, 0.3]]
+    assert part["curve_ends"]["eval_loss_other"] == {"step": 4, "value": 0.3, "interval": [0.3, 0.3]}
+    step, mean, lowest, highest = part["curves"]["eval_loss_critical"][-1]
+    end = part["curve_ends"]["eval_loss_critical"]
+    assert (end["step"], end["value"]) == (step, mean)
+    # Two seeds: t with one degree of freedom is 12.706, and s ÷ √2 half their distance.
+    assert end["interval"][1] == pytest.approx(mean + 12.7062 * (highest - lowest) / 2, abs=1e-4)
+    assert f"1.000 → {mean:.3f} [{end['interval'][0]:.3f}, {end['interval'][1]:.3f}]" in page(result)
     assert list(result["pairs"]) == ["sft - start", "cft - start", "cft - sft"]
     difference = result["pairs"]["cft - start"]["benchmarks"]["sums"]["pass@1"]
     assert difference["significant"]
@@ -230,6 +237,24 @@ def test_fewer_comparisons_are_corrected_for_less() -> None:
     assert before["p_holm"] >= after["p_holm"]
     with pytest.raises(DataError, match="--against dft: there is no such method; there are start, sft, cft"):
         compare_cells(cells, against=["dft"])
+
+
+def test_unknown_compute_is_not_drawn_as_none() -> None:
+    """The first method took none if it was given; of another that nothing is known of, there is no point."""
+    from matplotlib.figure import Figure
+
+    from cruxtune.comparison_figure import _by_compute
+
+    result = compare_cells(
+        [cell("start", None), cell("cft", 1), cell("other", 1).model_copy(update={"training": None})]
+    )
+    parts = {name: method["benchmarks"]["sums"] for name, method in result["methods"].items()}
+    drawn = {}
+    for name, part in parts.items():
+        axis = Figure().subplots()
+        _by_compute(axis, part, 0.0, {"color": "C0"}, given=name == result["baseline"])
+        drawn[name] = [float(line.get_xdata()[0]) for container in axis.containers for line in container[:1]]
+    assert drawn == {"start": [0.0], "cft": [parts["cft"]["cost"]["compute"] / 1e6], "other": []}
 
 
 @pytest.mark.parametrize(

@@ -139,6 +139,13 @@ def test_labels_tell_answers_apart_by_what_they_are() -> None:
     assert label_answers(answers) == [1, 1, 2, 2, 0, 3]
 
 
+def test_hostile_answers_are_labelled() -> None:
+    """Exponents beyond any number, and integers that differ in their thirtieth digit."""
+    huge, long = "1e1000000", "1" * 30
+    answers = [huge, huge.upper(), "1e-" + "9" * 30, "1e" + "9" * 30, long, long[:-1] + "2", long + ".0", "nan", "-inf"]
+    assert label_answers([(False, answer) for answer in answers]) == [1, 1, 2, 3, 4, 5, 4, 6, 7]
+
+
 def test_answer_entropy_by_hand() -> None:
     """Shares of 1/2, 1/4 and 1/4: (1/2) ln 2 + (1/2) ln 4; "no answer" is an answer here."""
     assert answer_entropy([0, 0, 3, -1]) == pytest.approx(1.5 * math.log(2))
@@ -154,6 +161,8 @@ def test_answer_entropy_by_hand() -> None:
         ("5 − 2 = 3 = 3.0", ("5-2=3=3.0",)),
         ("x = 3. Then y=x+1", ("x=3", "y=x+1")),
         ("no sums, a = b", ()),
+        ("- 3 + 4 = 7\n* **7 × 2 = 14**\n  • -2+3=1", ("3+4=7", "7*2=14", "-2+3=1")),
+        (r"3 + 4 = \boxed{7}", ("3+4=7",)),
     ],
 )
 def test_equation_paths(text: str, path: tuple[str, ...]) -> None:

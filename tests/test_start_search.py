@@ -53,7 +53,9 @@ def test_every_start_is_measured_once(content: dict[str, Any], capsys: pytest.Ca
     run_search(study, Clock())
     assert first.stat().st_mtime_ns == written
     assert json.loads(Path("found/sums-16.json").read_text())["coldstart_steps"] == 2
-    assert "sums/16" in Path("found/README.md").read_text()
+    shown = Path("found/README.md").read_text()
+    assert "Tried: 2 of 2 combinations." in shown
+    assert "sums/16" in shown
     assert not list(Path("work").rglob("*.safetensors"))
     content["recipe"]["decoding"]["max_new_tokens"] = 13
     with pytest.raises(StoreError, match=r"decoding.max_new_tokens = 12, and the study has 13"):

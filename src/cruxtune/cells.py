@@ -19,14 +19,11 @@ from cruxtune.metrics import answer_entropy, distinct_n, equation_path, label_an
 from cruxtune.store import finished_manifest, read_manifest, read_rows, write_atomic
 
 _SHARED = (
-    "max_new_tokens",
-    "strict_answers",
-    "list_order",
-    "percent",
-    "units",
-    "relative_tolerance",
-    "loop_stop",
+    *("system", "instruction", "examples", "shots"),
+    *("max_new_tokens", "loop_stop"),
+    *("verifier", "strict_answers", "list_order", "percent", "units", "relative_tolerance"),
 )
+"""What a problem was asked with and judged by. The template is none of it: that is the model's."""
 _SAMPLING = ("samples", "temperature", "top_k", "top_p", "seed")
 _COLUMNS = [
     *("id", "sample", "temperature", "text", "finish_reason", "correct", "extracted", "reason"),

@@ -10,7 +10,7 @@ import numpy as np
 from cruxtune.cells import Cell, Training
 from cruxtune.errors import DataError
 from cruxtune.metrics import calibration_error, majority_at_k, pass_at_k, pass_hat_k, sizes
-from cruxtune.statistics import difference, estimate, holm
+from cruxtune.statistics import difference, estimate, holm, seeds_interval
 
 FORMAT = 1
 CONFIDENCE = 0.95
@@ -176,13 +176,15 @@ def _method(
         for metric in table[name][0]:
             values = [each[metric] for each in table[name]]
             metrics[metric] = _rounded_estimate(metric, [values], seed)
+        curves = _mean_curves([cell.training.curves for cell in cells if cell.training])
         found["benchmarks"][name] = {
             "seeds": [cell.seed for cell in cells],
             "settings": cells[0].settings,
             "metrics": metrics,
             "calibration": _means([calibration(cell) for cell in cells]),
             "cost": _means([_cost(cell.training) for cell in cells]) if cells[0].training else None,
-            "curves": _mean_curves([cell.training.curves for cell in cells if cell.training]),
+            "curves": curves,
+            "curve_ends": {curve: _end(curve, points[-1][0], cells) for curve, points in curves.items() if points},
             "by_seed": [_by_seed(cell, each) for cell, each in zip(cells, table[name], strict=True)],
         }
     if len(benchmarks) > 1 and (averaged := _averaged_seeds([some], benchmarks)):
@@ -239,6 +241,17 @@ def _mean_curves(curves: Sequence[Mapping[str, Sequence[tuple[int, float]]]]) ->
             [step, round(sum(values) / len(values), 6), min(values), max(values)] for step, values in columns
         ]
     return found
+
+
+def _end(curve: str, step: float, cells: Sequence[Cell]) -> dict[str, Any]:
+    """Return what a curve has come to at a step, with its interval over seeds; none of them is negative."""
+    values = [dict(cell.training.curves[curve])[int(step)] for cell in cells if cell.training]
+    low, high = seeds_interval(values, confidence=CONFIDENCE)
+    return {
+        "step": step,
+        "value": round(sum(values) / len(values), 6),
+        "interval": [round(max(0, low), 6), round(high, 6)],
+    }
 
 
 def _averaged_seeds(

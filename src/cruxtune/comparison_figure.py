@@ -45,7 +45,8 @@ def figure(result: Mapping[str, Any]) -> bytes:
                 for axis, curve in zip(row[1 : 1 + len(losses)], losses, strict=True):
                     draw_curve(axis, part["curves"].get(curve), look)
                 if computed[benchmark]:
-                    _by_compute(row[-1], part, computed[benchmark] * 0.25 * _SMALL * number, look)
+                    shift = computed[benchmark] * 0.25 * _SMALL * number
+                    _by_compute(row[-1], part, shift, look, given=name == result["baseline"])
             row[0].set(title=benchmark, xlabel="samples N", ylabel="pass@N (%)")
             for axis, curve in zip(row[1 : 1 + len(losses)], losses, strict=True):
                 axis.set(title=_LOSSES[curve], xlabel="step", ylabel="nats")
@@ -103,9 +104,9 @@ def _most_compute(result: Mapping[str, Any], benchmark: str) -> int:
     return max((part["cost"]["compute"] or 0 for part in parts if part and part["cost"]), default=0)
 
 
-def _by_compute(axis: Any, part: Mapping[str, Any], shift: float, look: Mapping[str, Any]) -> None:
-    """Draw greedy pass@1 with its interval at the compute that it took; a model without training took none."""
-    tokens = (part["cost"] or {"compute": 0})["compute"]
+def _by_compute(axis: Any, part: Mapping[str, Any], shift: float, look: Mapping[str, Any], *, given: bool) -> None:
+    """Draw greedy pass@1 with its interval at the compute that it took, if that is known; a given model took none."""
+    tokens = part["cost"]["compute"] if part["cost"] else 0 if given else None
     if tokens is not None:
         value, (low, high) = part["metrics"]["pass@1"]["value"], part["metrics"]["pass@1"]["interval"]
         error = [[max(0.0, 100 * (value - low))], [max(0.0, 100 * (high - value))]]

@@ -226,16 +226,26 @@ def _losses(result: Mapping[str, Any]) -> list[str]:
     for name, method in result["methods"].items():
         for place, part in method["benchmarks"].items():
             if any(curve in part["curves"] for curve in names):
-                curves = [part["curves"].get(curve) for curve in names]
-                cells = [f"{curve[0][1]:.3f} → {curve[-1][1]:.3f}" if curve else "" for curve in curves]
+                cells = [_from_to(part, curve) for curve in names]
                 lines.append(f"| {name} | {place} | {' | '.join(cells)} |")
     if not lines:
         return []
     return [
         "On the probe's critical and other tokens, in nats, from the start of training to its end; means over seeds. "
-        "Each seed draws its own probe, so that methods with other seeds begin at other values.",
+        "Of several, the end has its 95 % interval over seeds (t, S − 1 degrees of freedom), and in the figure "
+        "a band goes from the lowest to the highest seed. Each seed draws its own probe, so that methods with other "
+        "seeds begin at other values.",
         "",
         f"| method | on | {' | '.join(names.values())} |",
         f"| --- | --- | {' | '.join('---' for _ in names)} |",
         *lines,
     ]
+
+
+def _from_to(part: Mapping[str, Any], curve: str) -> str:
+    """Return the first and the last value of a curve, with the interval of the last where there are several seeds."""
+    end = part["curve_ends"].get(curve)
+    if end is None:
+        return ""
+    shown = f"{part['curves'][curve][0][1]:.3f} → {end['value']:.3f}"
+    return shown if len(part["seeds"]) < 2 else f"{shown} [{end['interval'][0]:.3f}, {end['interval'][1]:.3f}]"

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from decimal import Decimal, InvalidOperation
+from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal, DecimalException
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,10 @@ _COMMANDS = [
     (re.compile(r"\\(?:times|cdot)(?![a-zA-Z])|[×·∙]"), "*"),
     (re.compile(r"\\div(?![a-zA-Z])|÷"), "/"),
     (re.compile(r"[−–]"), "-"),
+    # Markdown: what is bold, and the marks of a list, which would read as a sign.
+    (re.compile(r"\*\*|__"), ""),
+    (re.compile(r"^\s*[-*•]\s+", re.MULTILINE), ""),
+    (re.compile(r"\\boxed\s*\{([^{}]*)\}"), r"\1"),
     # Delimiters of formulas, which end what is before them.
     (re.compile(r"\\[()\[\]]"), " ; "),
     (re.compile(r"\\left|\\right|\\[,;!\s]|[$€£\\%]"), ""),
@@ -226,6 +230,8 @@ def _canonical(answer: str) -> str:
     plain = "".join(answer.split()).casefold()
     try:
         number = Decimal(re.sub(r"(?<=\d),(?=\d{3})", "", plain))
-    except InvalidOperation:
+        # The default context rounds to 28 digits, and ends at exponents that an answer can write down.
+        context = Context(prec=len(plain), Emax=MAX_EMAX, Emin=MIN_EMIN)
+        return str(number.normalize(context)) if number.is_finite() else plain
+    except DecimalException:
         return plain
-    return str(number.normalize()) if number.is_finite() else plain

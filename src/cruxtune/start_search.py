@@ -71,11 +71,11 @@ def run_search(study: Study, clock: Clock) -> None:
             found[start.name] = cell
             stderr.print(_line(start.name, cell), markup=False, soft_wrap=True)
     if found:
-        write_atomic(study.results / _PAGE, page(found).encode())
+        write_atomic(study.results / _PAGE, page(found, len(starts(study))).encode())
 
 
-def page(found: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return the results of a search as a Markdown page."""
+def page(found: Mapping[str, Mapping[str, Any]], combinations: int) -> str:
+    """Return the results of a search as a Markdown page; `combinations` is how many there are to try."""
     most = max(len(cell["critical_share"]) for cell in found.values())
     ranks = [f"k = {k}" for k in range(1, most + 1)]
     lines = [
@@ -83,7 +83,8 @@ def page(found: Mapping[str, Mapping[str, Any]]) -> str:
         "",
         "Share of critical tokens for k alternatives, of correct greedy responses to problems that neither the cold "
         "start nor the evaluation has, among the positions that were asked about, drawn by a seed. 95 % bootstrap "
-        "intervals over problems (accuracy) and responses (shares). No shares: the accuracy is out of range.",
+        "intervals over problems (accuracy) and responses (shares). No shares: the accuracy is out of range. "
+        f"Tried: {len(found)} of {combinations} combinations.",
         "",
         f"| task / cold-start problems | accuracy | tokens a response | {' | '.join(ranks)} | responses | positions | "
         "minutes |",

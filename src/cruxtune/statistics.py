@@ -252,6 +252,22 @@ def difference(
     return Difference(found.value, *found.interval(confidence), found.p(found.freedom), found.p(found.freedom_strict))
 
 
+def seeds_interval(values: Sequence[float], *, confidence: float = 0.95) -> tuple[float, float]:
+    """Return the interval of the mean of one value per seed: mean ± t · s ÷ √S, with S − 1 degrees of freedom.
+
+    One seed tells nothing of others: both ends are its value.
+
+    >>> low, high = seeds_interval([0.1, 0.2, 0.3])
+    >>> round(low, 3), round(high, 3)
+    (-0.048, 0.448)
+    """
+    _require(values)
+    mean, seeds = float(np.mean(values)), len(values)
+    error = float(np.std(values, ddof=1)) / seeds**0.5 if seeds > 1 else 0.0
+    half = float(scipy.stats.t.ppf((1 + confidence) / 2, seeds - 1)) * error if error else 0.0
+    return mean - half, mean + half
+
+
 def spread(
     blocks: Sequence[Values],
     others: Sequence[Values] | None = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,11 @@ def evaluated(world: Any, name: str, model: Path, **leaves: Any) -> Path:
     path: Path = world.root / name
     evaluate(world.settings(EvaluateSettings, model=str(model), output=str(path), limit=12, **leaves))
     return path
+
+
+def copies_of(model: Path, root: Path, count: int) -> list[Path]:
+    """Return copies of a model."""
+    return [Path(shutil.copytree(model, root / f"copy-{number}")) for number in range(count)]
 
 
 def test_evaluations_of_trained_models(world: Any) -> None:
@@ -59,8 +65,17 @@ def test_evaluations_of_trained_models(world: Any) -> None:
     assert part["cost"]["compute"] == part["cost"]["annotation_tokens"] + part["cost"]["tokens_computed"]
     assert "eval_loss_other" in part["curves"]
     assert result["methods"]["start"]["benchmarks"]["problems"]["seeds"] == [None]
+    # Of models that something else trained, one has no seed, and several of a name are its seeds.
+    copies = [evaluated(world, f"eval-{place.name}", place, samples=4) for place in copies_of(world.model, root, 2)]
+    result = compare(CompareSettings(evaluations={**paths, "other": copies}, output=root / "out"))
+    assert result["methods"]["other"]["benchmarks"]["problems"]["seeds"] == [0, 1]
+    result = compare(CompareSettings(evaluations={**paths, "other": copies[:1]}, output=root / "out"))
+    assert result["methods"]["other"]["benchmarks"]["problems"]["seeds"] == [None]
     other = evaluated(world, "short", world.model, max_new_tokens=9, samples=4)
     with pytest.raises(DataError, match="max_new_tokens = 9"):
         compare(CompareSettings(evaluations={**paths, "short": [other]}, output=root / "out"))
+    asked = evaluated(world, "asked", world.model, instruction="Be brief.", samples=4)
+    with pytest.raises(DataError, match="instruction = Be brief"):
+        compare(CompareSettings(evaluations={**paths, "asked": [asked]}, output=root / "out"))
     with pytest.raises(DataError, match="are evaluations of one model on one benchmark"):
         cell_of([paths["start"][1], other], method="start", seed=None)

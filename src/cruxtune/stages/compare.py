@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,28 +67,44 @@ def _read(paths: list[Path]) -> list[Cell]:
 def _evaluated(evaluations: Mapping[str, list[Path]]) -> list[Cell]:
     """Return the cells of evaluations; one with samples and one without of the same model are one cell."""
     found = [one for name, paths in evaluations.items() for path in paths for one in _find(name, path)]
-    trained = {one.path: manifest for one in found if (manifest := _trained(one.model))}
+    trained = {one.model: manifest for one in found if (manifest := _made_by(one.model, "train"))}
     starts = {Path(manifest["base_model"]).resolve() for manifest in trained.values() if manifest.get("base_model")}
+    # What all others start from is the start, however it was made.
+    given = {one.model for one in found if one.model.resolve() in starts}
+    seeds = _seeds([(one.method, one.model) for one in found], given)
     groups: dict[tuple[str, str, Path], list[_Found]] = {}
     for one in found:
         # By place, not by weights: two seeds may end with the same.
         groups.setdefault((one.method, one.benchmark, one.model), []).append(one)
     cells: list[Cell] = []
-    for (method, benchmark, _), group in groups.items():
+    for (method, benchmark, model), group in groups.items():
         group.sort(key=lambda one: one.manifest["identity"]["samples"] > 0)
-        first = group[0]
-        # What all others start from is the start, however it was made.
-        manifest = None if first.model.resolve() in starts else trained.get(first.path)
         cells.append(
             cell_of(
                 [one.path for one in group],
                 method=method,
-                seed=manifest["settings"]["output"]["seed"] if manifest else None,
+                seed=seeds[method, model],
                 benchmark=benchmark,
-                training_dir=first.model if manifest else None,
+                training_dir=model if model in trained and model not in given else None,
             )
         )
     return cells
+
+
+def _seeds(models: Iterable[tuple[str, Path]], given: Container[Path]) -> dict[tuple[str, Path], int | None]:
+    """Return the training seed of each method's models: the manifest's, or the next free number where there is none.
+
+    Several models of one name are its seeds, whatever trained them; a single one that is given, or of which nothing is
+    known, has none.
+    """
+    manifests = {key: None if key[1] in given else _made_by(key[1], "train", "rl") for key in models}
+    seeds = {key: one["settings"]["output"]["seed"] if one else None for key, one in manifests.items()}
+    for method in {name for name, _ in seeds}:
+        mine = {key: seed for key, seed in seeds.items() if key[0] == method}
+        if len(mine) > 1:
+            free = iter(sorted({*range(len(mine))} - {*mine.values()}))
+            seeds |= {key: next(free) for key, seed in mine.items() if seed is None}
+    return seeds
 
 
 def _find(method: str, path: Path) -> Iterator[_Found]:
@@ -100,9 +116,9 @@ def _find(method: str, path: Path) -> Iterator[_Found]:
         yield _Found(method, one, manifest, benchmark_of(manifest))
 
 
-def _trained(path: Path) -> dict[str, Any] | None:
-    """Return the manifest of a model that `cruxtune train` made, None of any other."""
+def _made_by(path: Path, *stages: str) -> dict[str, Any] | None:
+    """Return the manifest of a model that one of the stages made, None of any other."""
     if not (path / MANIFEST).is_file():
         return None
     manifest = read_manifest(path)
-    return manifest if manifest["stage"] == "train" and manifest["complete"] else None
+    return manifest if manifest["stage"] in stages and manifest["complete"] else None
