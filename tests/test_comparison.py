@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
-from cruxtune.cells import Cell, Sampled, Training, read_cell, write_cell
+from cruxtune.cells import Cell, Sampled, read_cell, write_cell
 from cruxtune.comparison import compare_cells, scores
 from cruxtune.comparison_page import page
 from cruxtune.errors import DataError
 from cruxtune.stage_settings import CompareSettings
 from cruxtune.stages.compare import compare
+from cruxtune.trainings import Training
 
 
 def cell(

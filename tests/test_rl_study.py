@@ -71,7 +71,7 @@ def content(study_recipe: dict[str, Any]) -> dict[str, Any]:
             "batch_size": 8,
             "learning_rate": 1e-2,
             "evaluate_every": 2,
-            "validation_samples": 2,
+            "validation_samples": 8,
         },
         "expected_minutes": {"*/grpo-longer-*": 9, "*": 3},
     }
@@ -197,7 +197,7 @@ def test_a_killed_study_goes_on_and_its_page_is_that_of_its_logs(
     for name, run in runs_of.items():
         log, cost = logs[name.partition("/")[2]], run["settings"]["study"]["compute"]
         examined = [entry for entry in log if "eval_accuracy" in entry]
-        assert run["training"]["curves"]["eval_pass@2"] == [[entry["step"], entry["eval_pass@2"]] for entry in examined]
+        assert run["training"]["curves"]["eval_pass@8"] == [[entry["step"], entry["eval_pass@8"]] for entry in examined]
         assert run["training"]["curves"]["reward"] == [
             [entry["step"], pytest.approx(entry["reward"], abs=1e-6)] for entry in log if "reward" in entry
         ]
@@ -241,6 +241,8 @@ def test_a_killed_study_goes_on_and_its_page_is_that_of_its_logs(
     text = Path("rl-found.md").read_text()
     assert "All 4 runs are done." in text
     assert f"![Curves, bands over seeds]({Path('rl-found.svg').name})" in text
+    assert "| pass@8, validation |" in text
+    assert "pass@8, validation (%)" in Path("rl-found.svg").read_text()
     share = sum(runs_of["sums/cft-grpo-0"]["greedy"]) / 6
     assert f"{100 * share:.1f} %" in next(line for line in text.splitlines() if line.startswith("| cft-grpo | 1 |"))
     comparison = json.loads(Path("rl-found/comparison.json").read_text())

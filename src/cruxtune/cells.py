@@ -7,7 +7,7 @@ figure can be made again, without the responses and without the model. It holds 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from cruxtune.errors import DataError, StoreError
 from cruxtune.metrics import answer_entropy, distinct_n, equation_path, label_answers, plain_text
-from cruxtune.store import finished_manifest, read_manifest, read_rows, write_atomic
+from cruxtune.store import finished_manifest, read_rows, write_atomic
+from cruxtune.trainings import Training, training_of
 
 _SHARED = (
     *("system", "instruction", "examples", "shots"),
@@ -29,47 +30,12 @@ _COLUMNS = [
     *("id", "sample", "temperature", "text", "finish_reason", "correct", "extracted", "reason"),
     *("logprob", "entropy", "length"),
 ]
-_NO_ANNOTATION = ("sft", "gold", "all", "numeric")
-"""Methods whose weights need no annotation; random and attention are others where the share is given."""
 _LISTS = ("problems", "greedy", "length", "truncated", "time_out", "greedy_entropy", "greedy_logprob")
 """Fields of a cell with an entry per problem."""
-_SETTINGS = ("loss", "learning_rate", "epochs", "batch_size", "packing", "unknown", "trainer")
 
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
-
-
-class Training(_Part):
-    """What training the model took, and how it went. Of the start model there is none."""
-
-    steps: int = Field(description="Optimizer steps.")
-    tokens_trained: int = Field(description="Tokens with loss, over all steps.")
-    share_trained: float = Field(description="Tokens with loss ÷ tokens of the responses trained on.")
-    tokens_computed: int | None = Field(description="Tokens put through the model in training, if they were counted.")
-    respond_tokens: int | None = Field(description="Tokens put through the model to make the responses, if known.")
-    annotate_tokens: int | None = Field(
-        description="Tokens put through the model to annotate them, if known; 0 where the method needs no annotation."
-    )
-    seconds: float = Field(description="Wall-clock seconds of training.")
-    curves: dict[str, list[tuple[int, float]]] = Field(
-        default_factory=dict,
-        description="(step, value) of what was measured while it trained: eval_accuracy, eval_loss_critical, "
-        "eval_loss_other, eval_entropy_critical, eval_entropy_other, eval_loss.",
-    )
-
-    @property
-    def annotation_tokens(self) -> int | None:
-        """Tokens put through the model before training: responses and, where the method needs it, annotation."""
-        if self.respond_tokens is None or self.annotate_tokens is None:
-            return None
-        return self.respond_tokens + self.annotate_tokens
-
-    @property
-    def compute(self) -> int | None:
-        """All tokens put through the model, annotation and training, so that methods compare at equal compute."""
-        before = self.annotation_tokens
-        return None if before is None or self.tokens_computed is None else before + self.tokens_computed
 
 
 class Sampled(_Part):
@@ -192,6 +158,7 @@ def cell_of(
     benchmark: str | None = None,
     training_dir: Path | None = None,
     annotations_dir: Path | None = None,
+    starts: Container[Path] = (),
 ) -> Cell:
     """Return the cell of an evaluation.
 
@@ -201,9 +168,10 @@ def cell_of(
         method: name of the method.
         seed: seed of training, None for the start model.
         benchmark: name of the task; by default that of the problems in the manifest.
-        training_dir: output of `cruxtune train` that was evaluated, None for the start model.
+        training_dir: output of `cruxtune train` or `cruxtune rl` that was evaluated, None for the start model.
         annotations_dir: output of `cruxtune annotate` that it was trained on; by default where the training's manifest
             says. Without it the compute of annotation is unknown, and nothing else.
+        starts: models that training is counted from, as `training_of` has them.
 
     Raises:
         StoreError: a directory is missing, of another stage or unfinished, or holds no rows.
@@ -231,7 +199,7 @@ def cell_of(
             f"{paths[source]} has samples of {len(unknown)} problems that {paths[0]} does not have, the first "
             f"{unknown[0]}; evaluate the same problems"
         )
-    training, settings, seconds = _training(training_dir, annotations_dir)
+    training, settings, seconds = training_of(training_dir, annotations_dir, starts=starts)
     seconds["evaluate"] = round(sum(manifest["accounting"]["seconds"] for manifest in manifests), 3)
     return Cell(
         method=method,
@@ -299,68 +267,6 @@ def _sampled(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> Sampled:
         truncated=[sum(map(_is_cut, rows)) for rows in groups],
         time_out=[sum(map(_timed_out, rows)) for rows in groups],
     )
-
-
-def _training(path: Path | None, annotations: Path | None) -> tuple[Training | None, dict[str, Any], dict[str, float]]:
-    """Return what training took, its settings, and the seconds of it and of the stages before it."""
-    if path is None:
-        return None, {}, {}
-    manifest = finished_manifest(path, "train", "the training")
-    given, done, facts = manifest["settings"], manifest["accounting"], manifest["facts"]
-    settings = {
-        "method": facts["method"],
-        **{name: given[name] for name in _SETTINGS if given.get(name) is not None},
-        **given["low_rank"],
-    }
-    selection = _below(given.get("selection"), "select")
-    if selection:
-        known = ("method", "budget", "share")
-        settings |= {f"select_{name}": selection["settings"][name] for name in known if name in selection["settings"]}
-    above = selection["settings"] if selection else given
-    annotated = _below(annotations or above.get("annotations"), "annotate")
-    responded = _below(annotated["settings"].get("responses"), "respond") if annotated else None
-    budgeted = facts["method"] in ("random", "attention") and settings.get("select_share") is not None
-    needed = facts["method"] not in _NO_ANNOTATION and not budgeted
-    seconds = {"train": done["seconds"]}
-    for name, stage in (("respond", responded), ("annotate", annotated if needed else None)):
-        if stage:
-            seconds[name] = stage["accounting"]["seconds"]
-    training = Training(
-        steps=done["steps"],
-        tokens_trained=done["tokens_trained"],
-        share_trained=round(facts["tokens_per_epoch"] / max(1, facts["response_tokens_per_epoch"]), 6),
-        tokens_computed=done.get("tokens_computed"),
-        respond_tokens=0 if facts["method"] == "gold" else _tokens(responded),
-        annotate_tokens=_tokens(annotated) if needed else 0,
-        seconds=done["seconds"],
-        curves=_curves(path / "training_log.jsonl"),
-    )
-    return training, settings, seconds
-
-
-def _below(path: Any, stage: str) -> dict[str, Any] | None:
-    """Return the manifest of what was made before, None where it is gone: it only says what that took."""
-    if path is None or not Path(path).is_dir():
-        return None
-    try:
-        manifest = read_manifest(Path(path))
-    except StoreError:
-        return None
-    return manifest if manifest["stage"] == stage and manifest["complete"] else None
-
-
-def _tokens(manifest: Mapping[str, Any] | None) -> int | None:
-    return int(manifest["accounting"]["tokens_computed"]) if manifest else None
-
-
-def _curves(log: Path) -> dict[str, list[tuple[int, float]]]:
-    curves: dict[str, list[tuple[int, float]]] = {}
-    for line in log.read_text(encoding="utf-8").splitlines() if log.is_file() else ():
-        entry = json.loads(line)
-        for name, value in entry.items():
-            if name.startswith("eval_"):
-                curves.setdefault(name, []).append((entry["step"], round(value, 6)))
-    return curves
 
 
 def _rows(path: Path) -> Iterable[dict[str, Any]]:

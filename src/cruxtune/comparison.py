@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from cruxtune.cells import Cell, Training
+from cruxtune.cells import Cell
 from cruxtune.errors import DataError
 from cruxtune.metrics import calibration_error, majority_at_k, pass_at_k, pass_hat_k, sizes
 from cruxtune.statistics import difference, estimate, holm, seeds_interval
+from cruxtune.trainings import Training
 
 FORMAT = 1
 CONFIDENCE = 0.95

@@ -7,6 +7,7 @@ Here a prompt is the id of its problem, and the trainer looks up the token ids t
 from __future__ import annotations
 
 import importlib.util
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from cruxtune.models import locate, pick_device, quiet_libraries
 from cruxtune.processes import share_batch
 from cruxtune.rewards import Reward
 from cruxtune.rl_settings import RlSettings
-from cruxtune.trainer import common_options, lora_config, make_config, refuse_virtual_tokens
+from cruxtune.trainer import STATE, common_options, lora_config, make_config, refuse_virtual_tokens
 
 LOGGED = {
     "step": "step",
@@ -130,6 +131,12 @@ class PolicyTrainer(GRPOTrainer):
         return _EpochSampler(super()._get_train_sampler(dataset), self.args.seed)
 
 
+def steps_waited(checkpoint: Path) -> tuple[int, int]:
+    """Return for how many steps in a row the rewards of every group had been equal at a checkpoint, and its step."""
+    state = json.loads((checkpoint / STATE).read_text())
+    return state["stateful_callbacks"][_Rollouts.__name__]["attributes"]["steps_without_variance"], state["global_step"]
+
+
 def _size(batch: Mapping[str, torch.Tensor]) -> int:
     return batch["prompt_ids"].numel() + batch["completion_ids"].numel()
 
@@ -170,7 +177,7 @@ class _Rollouts(TrainerCallback, ExportableState):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         trainer = self._trainer
         trainer.steps_without_variance = trainer.steps_without_variance + 1 if trainer.equal_rewards == 1.0 else 0
-        if trainer.steps_without_variance >= self._patience and state.global_step < state.max_steps:
+        if trainer.steps_without_variance >= self._patience:
             trainer.stuck = True
             control.should_save = control.should_training_stop = True
 
@@ -210,9 +217,16 @@ def build_grpo(
         "temperature": settings.temperature,
         "activation_checkpointing": device.startswith("cuda"),
         "use_vllm": uses_vllm,
+        # Models are loaded before they reach the trainer; it is vLLM that asks.
+        "trust_remote_code": settings.model.trust_remote_code,
         **settings.trainer,
     }
     if uses_vllm:
+        if settings.model.revision is not None:
+            raise ConfigError(
+                f"--revision {settings.model.revision}: vLLM would load {settings.model.model} by its name, without "
+                "it; save that revision as a directory and name it as --model, or give --trainer use_vllm=false"
+            )
         # vLLM reads the checkpoint's own ids, which need not be all.
         given = options.get("generation_kwargs") or {}
         options["generation_kwargs"] = {"stop_token_ids": sorted(eos_ids), **given}

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cruxtune.cells import Cell, Training, cell_of, write_cell
+from cruxtune.cells import Cell, cell_of, write_cell
 from cruxtune.errors import StoreError
 from cruxtune.recipe import START, Step, plan, split_file
 from cruxtune.results import read_result
@@ -24,6 +24,7 @@ from cruxtune.study import Study, Unit
 from cruxtune.study import result_file as cell_file
 from cruxtune.study_clock import Clock, OutOfTime, compute_missing
 from cruxtune.study_run import StudyTask, run_step
+from cruxtune.trainings import Training, reinforced
 
 _SETTINGS = ("settings", "study", "unit")
 _CURVES = (
@@ -184,19 +185,7 @@ class _Runs:
         trained = None if came_from.method == START else self._training(came_from)
         took = {} if came_from.method == START else self._task.finished(came_from)["seconds"]
         cell = cell_of(evaluation.output.output, method=run.arm, seed=run.seed, benchmark=run.task)
-        # Every token of a rollout is trained on.
-        seen = done["tokens_trained"] + (trained.tokens_trained / trained.share_trained if trained else 0)
-        tokens_trained = done["tokens_trained"] + (trained.tokens_trained if trained else 0)
-        training = Training(
-            steps=done["steps"] + (trained.steps if trained else 0),
-            tokens_trained=tokens_trained,
-            share_trained=round(tokens_trained / max(1, seen), 6),
-            tokens_computed=done["tokens_computed"] + before["training"],
-            respond_tokens=trained.respond_tokens if trained else 0,
-            annotate_tokens=trained.annotate_tokens if trained else 0,
-            seconds=round(done["seconds"] + (trained.seconds if trained else 0.0), 3),
-            curves=_curves(settings.output.output / "training_log.jsonl"),
-        )
+        training = reinforced(done, trained, _curves(settings.output.output / "training_log.jsonl"))
         study = {
             "unit": self._settings(run),
             "steps": done["steps"],

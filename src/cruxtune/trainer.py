@@ -342,6 +342,9 @@ def save_result(trainer: Any, tokenizer: Any, output: Path, weights: dict[str, A
     """
     model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    # What a penalty compares with (beta) is an adapter of its own, and no result.
+    if "ref" in getattr(model, "peft_config", {}):
+        model.delete_adapter("ref")
     # TRL turns the cache off in the config of the model that it trains, which may go on.
     before, inner.config.use_cache = inner.config.use_cache, True
     # It pads with the end of a sequence where there is no other token. A checkpoint that says so would never learn what

@@ -32,6 +32,7 @@ from cruxtune.stage_settings import (
     SELECT_METHODS,
     AnnotateSettings,
     CompareSettings,
+    EstimateSettings,
     EvaluateSettings,
     RespondSettings,
     SelectSettings,
@@ -366,6 +367,19 @@ def test_exports_hold_the_rows_that_training_sees(run: Run) -> None:
     for to, consumer in CONSUMERS.items():
         assert [(row.input_ids, row.labels) for row in consumer.read(run.root / "exports" / to)] == wanted
     run.counts |= {"exports": len(CONSUMERS), "rows": len(wanted)}
+
+
+def test_the_estimate_counts_what_annotation_asked(run: Run, verifier: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many positions and rollouts as there were, from a short trial."""
+    from cruxtune.stages import estimate
+
+    monkeypatch.setattr(estimate, "open_verifier", lambda settings: nullcontext(verifier))
+    leaves = {"responses": run.root / "responses", "trial_seconds": 0.2, "every_alternative": True}
+    found = estimate.estimate(build(EstimateSettings, leaves), policy=run.start)
+    done = read_manifest(run.root / "annotations")["accounting"]
+    assert found.positions == sum(len(annotation.critical) for annotation in run.annotations())
+    assert found.rollouts_wanted == done["rollouts_wanted"]
+    assert found.seconds > 0
 
 
 def test_statistics_and_inspection_see_every_token(run: Run) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import pytest
 
 from cruxtune.cells import cell_of
 from cruxtune.errors import DataError
+from cruxtune.rl_settings import RlSettings
+from cruxtune.settings import build
 from cruxtune.stage_settings import (
     AnnotateSettings,
     CompareSettings,
@@ -79,3 +82,41 @@ def test_evaluations_of_trained_models(world: Any) -> None:
         compare(CompareSettings(evaluations={**paths, "asked": [asked]}, output=root / "out"))
     with pytest.raises(DataError, match="are evaluations of one model on one benchmark"):
         cell_of([paths["start"][1], other], method="start", seed=None)
+
+
+@pytest.mark.slow
+def test_models_of_grpo_have_their_compute(world: Any) -> None:
+    """GRPO counts together with the training that it went on from and with its annotation; the start is free."""
+    from cruxtune.stages.rl import rl
+
+    root = world.root
+    respond(world.settings(RespondSettings, output=str(root / "responses"), limit=8))
+    annotate(world.settings(AnnotateSettings, responses=str(root / "responses"), output=str(root / "annotations")))
+    leaves = {"annotations": str(root / "annotations"), "output": str(root / "cft"), "seed": 1, "epochs": 1}
+    trained = train(world.settings(TrainSettings, method="cft", model=str(world.model), **leaves))["accounting"]
+    given = {name: value for name, value in world.leaves.items() if name not in ("batch_size", "draft_length")}
+    given |= {"method": "grpo", "generations": 4, "batch_size": 8, "max_new_tokens": 12, "steps": 2, "validation": 4}
+    paths, rolled = {"start": [evaluated(world, "start", world.model)]}, {}
+    for name, model in (("grpo", world.model), ("cft-grpo", root / "cft")):
+        leaves = {"model": str(model), "output": root / name, "learning_rate": 1e-4, "seed": 3}
+        rolled[name] = rl(build(RlSettings, {**given, **leaves}))["accounting"]
+        paths[name] = [evaluated(world, f"eval-{name}", root / name)]
+    result = compare(CompareSettings(evaluations=paths, output=root / "out"))
+    parts = {name: method["benchmarks"]["problems"] for name, method in result["methods"].items()}
+    assert {name: part["seeds"] for name, part in parts.items()} == {"start": [None], "grpo": [3], "cft-grpo": [3]}
+    assert parts["start"]["cost"] is None
+    alone, both = parts["grpo"]["cost"], parts["cft-grpo"]["cost"]
+    assert alone["compute"] == rolled["grpo"]["tokens_computed"]
+    assert both["tokens_computed"] == rolled["cft-grpo"]["tokens_computed"] + trained["tokens_computed"]
+    assert both["steps"] == 2 + trained["steps"]
+    direct = cell_of(evaluated(world, "eval-cft", root / "cft"), method="cft", seed=1, training_dir=root / "cft")
+    assert direct.training
+    assert both["annotation_tokens"] == direct.training.annotation_tokens
+    assert both["annotation_tokens"]
+    # A start that was made by a cold start is free as well, with GRPO from it alone.
+    manifest = json.loads((root / "cft" / "manifest.json").read_text())
+    manifest["facts"]["method"] = "gold"
+    (root / "cft" / "manifest.json").write_text(json.dumps(manifest))
+    again = compare(CompareSettings(evaluations={"cft-grpo": paths["cft-grpo"]}, output=root / "out"))
+    cost = again["methods"]["cft-grpo"]["benchmarks"]["problems"]["cost"]
+    assert cost["compute"] == rolled["cft-grpo"]["tokens_computed"]

@@ -274,6 +274,49 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     monkeypatch.setattr(PolicyTrainer, "training_step", failing)
 
 
+@pytest.mark.parametrize("weight", [0, 0.25])
+def test_the_log_is_of_what_was_rolled(
+    weight: float, world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rewards with their spread, form, length and truncation, from the rollouts themselves."""
+    import numpy as np
+
+    from cruxtune.models import load_renderer
+    from cruxtune.rewards import Reward
+    from cruxtune.settings import ModelSettings, PromptSettings
+
+    rolled: list[tuple[list[str], list[list[int]], list[float]]] = []
+    judged = Reward.__call__
+
+    def spy(self: Reward, **given: Any) -> list[float]:
+        rewards = judged(self, **given)
+        rolled.append((list(given["prompts"]), [list(ids) for ids in given["completion_ids"]], rewards))
+        return rewards
+
+    monkeypatch.setattr(Reward, "__call__", spy)
+    # The tiny model states no answer; let every other token be an explicit form.
+    monkeypatch.setattr("cruxtune.rewards.well_formed", lambda verdict, ids, ends: ids[-1] % 2 == 0)
+    reinforced(
+        world, tmp_path / "out", format_reward=weight, steps=4, **({"verifier": None, "kind": "math"} if weight else {})
+    )
+    logged = [entry for entry in log_of(tmp_path / "out") if "reward" in entry]
+    ends = set(load_renderer(ModelSettings(model=str(world.model)), PromptSettings()).facts["eos_ids"])
+    assert len(logged) == len(rolled) == 2
+    for entry, (names, ids, rewards) in zip(logged, rolled, strict=True):
+        assert [len(set(names[place : place + 4])) for place in (0, 4)] == [1, 1]
+        groups = np.array(rewards).reshape(2, 4)
+        lengths = [len(one) for one in ids]
+        assert entry["reward"] == pytest.approx(groups.mean())
+        assert entry["reward_std"] == pytest.approx(groups.std(ddof=1), abs=1e-4)
+        assert entry["group_std"] == pytest.approx(groups.std(axis=1, ddof=1).mean(), abs=1e-6)
+        assert entry["equal_rewards"] == np.mean([len({*group}) == 1 for group in groups.tolist()])
+        assert entry["reward"] == pytest.approx(entry["correct"] + weight * entry.get("formed", 0))
+        assert entry["length"] == pytest.approx(np.mean(lengths))
+        assert entry["truncated"] == np.mean([one[-1] not in ends for one in ids])
+    assert any(entry["reward_std"] > 0 for entry in logged)
+    assert all(("formed" in entry) == bool(weight) for entry in logged)
+
+
 @pytest.mark.slow
 def test_an_interrupted_run_goes_on(world: Any, tmp_path: Path) -> None:
     """Cut off between rollouts, it ends with the weights of a whole run; amid them, it goes on at the right step."""
@@ -340,8 +383,13 @@ def test_a_run_that_learns_nothing_stops(world: Any, tmp_path: Path) -> None:
     (tmp_path / "judge_none.py").write_text("def judge(text, problem):\n    return False\n")
     options = {"verifier": "judge_none:judge", "steps": 3, "evaluate_every": 3}
     advice = r"all equal in 2 steps in a row, up to step 2.*more --generations than 4.*checkpoint-2"
-    with pytest.raises(DataError, match=advice):
-        reinforced(world, tmp_path / "out", no_variance_steps=2, **options)
+    # The same command says the same again, and makes no step more.
+    for _ in range(2):
+        with pytest.raises(DataError, match=advice):
+            reinforced(world, tmp_path / "out", no_variance_steps=2, **options)
+    with pytest.raises(DataError, match="up to step 3"):
+        reinforced(world, tmp_path / "last", no_variance_steps=3, **options)
+    assert reinforced(world, tmp_path / "last", no_variance_steps=4, **options)["accounting"]["steps"] == 3
     assert (tmp_path / "out" / "trainer" / "checkpoint-2" / "model.safetensors").exists()
     assert not (tmp_path / "out" / "model.safetensors").exists()
     manifest = reinforced(world, tmp_path / "out", no_variance_steps=9, **options)
@@ -466,9 +514,18 @@ def test_a_penalty_is_refused_where_its_reference_would_be_another_model(world: 
         patch.setattr("cruxtune.grpo.locate", lambda _: Location("somewhere", gguf="weights.gguf"))
         with pytest.raises(ConfigError, match=r"which is a GGUF file.*or use --lora"):
             reinforced(world, tmp_path / "out", trainer={"beta": 0.1})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cruxtune.grpo.can_use_vllm", lambda *_: True)
+        with pytest.raises(ConfigError, match=r"--revision abc: vLLM would load"):
+            reinforced(world, tmp_path / "out", revision="abc")
+        patch.undo()
         # An adapter is compared with the model without it.
         low_rank = {"lora": True, "lora_rank": 2, "revision": "abc"}
         reinforced(world, tmp_path / "adapter", steps=2, trainer={"beta": 0.1}, **low_rank)
+    # Of an adapter that is trained on, what it was is kept aside as the reference, and is no part of the result.
+    reinforced(world, tmp_path / "on", model=str(tmp_path / "adapter"), steps=2, trainer={"beta": 0.1})
+    assert (tmp_path / "on" / "adapter_model.safetensors").exists()
+    assert not (tmp_path / "on" / "ref").exists()
     reinforced(world, tmp_path / "out", steps=2, trainer={"beta": 0.1})
     assert [entry["kl"] > 0 for entry in log_of(tmp_path / "out") if "kl" in entry] == [False, True]
 

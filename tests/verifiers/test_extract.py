@@ -146,6 +146,11 @@ CHOICE = [
     ("A patient with this history needs care", None, "no-answer"),
     ("\\boxed{E}", None, "no-answer"),
     ("The answer is unclear", None, "no-answer"),
+    ("It acts fast.\nA: Heparin", None, "no-answer"),
+    ("The answer is (A) heparin.", None, "no-answer"),
+    ("B, so #### A. None of the above", None, "no-answer"),
+    ("The answer is a heparin.", "B", "phrase"),
+    ("A: heparin or aspirin\nB: heparin", "B", "line"),
     ("<think>The answer is A</think>The answer is D", "D", "phrase"),
 ]
 

@@ -67,8 +67,8 @@ def _read(paths: list[Path]) -> list[Cell]:
 def _evaluated(evaluations: Mapping[str, list[Path]]) -> list[Cell]:
     """Return the cells of evaluations; one with samples and one without of the same model are one cell."""
     found = [one for name, paths in evaluations.items() for path in paths for one in _find(name, path)]
-    trained = {one.model: manifest for one in found if (manifest := _made_by(one.model, "train"))}
-    starts = {Path(manifest["base_model"]).resolve() for manifest in trained.values() if manifest.get("base_model")}
+    trained = {one.model: manifest for one in found if (manifest := _trained(one.model))}
+    starts = set(map(_start_of, trained.values()))
     # What all others start from is the start, however it was made.
     given = {one.model for one in found if one.model.resolve() in starts}
     seeds = _seeds([(one.method, one.model) for one in found], given)
@@ -86,6 +86,7 @@ def _evaluated(evaluations: Mapping[str, list[Path]]) -> list[Cell]:
                 seed=seeds[method, model],
                 benchmark=benchmark,
                 training_dir=model if model in trained and model not in given else None,
+                starts=starts,
             )
         )
     return cells
@@ -97,7 +98,7 @@ def _seeds(models: Iterable[tuple[str, Path]], given: Container[Path]) -> dict[t
     Several models of one name are its seeds, whatever trained them; a single one that is given, or of which nothing is
     known, has none.
     """
-    manifests = {key: None if key[1] in given else _made_by(key[1], "train", "rl") for key in models}
+    manifests = {key: None if key[1] in given else _trained(key[1]) for key in models}
     seeds = {key: one["settings"]["output"]["seed"] if one else None for key, one in manifests.items()}
     for method in {name for name, _ in seeds}:
         mine = {key: seed for key, seed in seeds.items() if key[0] == method}
@@ -116,9 +117,20 @@ def _find(method: str, path: Path) -> Iterator[_Found]:
         yield _Found(method, one, manifest, benchmark_of(manifest))
 
 
-def _made_by(path: Path, *stages: str) -> dict[str, Any] | None:
-    """Return the manifest of a model that one of the stages made, None of any other."""
+def _start_of(manifest: Mapping[str, Any]) -> Path:
+    """Return the model that a training is counted from: the one it began with.
+
+    GRPO counts together with the training before it, unless that was a cold start on worked solutions.
+    """
+    model = manifest["settings"]["model"]
+    began = Path(manifest["base_model"] if manifest["stage"] == "train" else model["adapter"] or model["model"])
+    before = _trained(began) if manifest["stage"] == "rl" else None
+    return _start_of(before) if before and before["facts"].get("method") != "gold" else began.resolve()
+
+
+def _trained(path: Path) -> dict[str, Any] | None:
+    """Return the manifest of a model that `cruxtune train` or `rl` made, None of any other."""
     if not (path / MANIFEST).is_file():
         return None
     manifest = read_manifest(path)
-    return manifest if manifest["stage"] in stages and manifest["complete"] else None
+    return manifest if manifest["stage"] in ("train", "rl") and manifest["complete"] else None

@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 from cruxtune.accounting import WorkClock, count_verdicts, peak_memory_gib
 from cruxtune.benchmark_rows import refuse_test_problems
@@ -151,12 +152,16 @@ def _train(
 ) -> None:
     """Train, and finish the workspace."""
     from cruxtune.drift import Drift
-    from cruxtune.grpo import LOGGED, advice, build_grpo
+    from cruxtune.grpo import LOGGED, build_grpo, steps_waited
     from cruxtune.rewards import Reward
 
     output, work = settings.output.output, settings.output.output / _WORK
     clock = WorkClock(workspace)
     with agreed():
+        if index() == 0 and (there := last_checkpoint(work)):
+            waited, step = steps_waited(there)
+            if waited >= settings.no_variance_steps:
+                _refuse_equal(settings, work, waited, step)
         found = _prepare(settings, problems, held, workspace)
     inner = found.model.get_base_model() if hasattr(found.model, "get_base_model") else found.model
     published = inner.generation_config
@@ -193,17 +198,25 @@ def _train(
     with agreed():
         if index() == 0:
             if trainer.stuck:
-                raise DataError(
-                    f"the rewards of every group were all equal in {trainer.steps_without_variance} steps in a row, up "
-                    f"to step {trainer.state.global_step}: such groups teach nothing. To learn, {advice(settings)}. "
-                    f"The weights so far are {last_checkpoint(work)}; --no-variance-steps sets how long to wait"
-                )
+                _refuse_equal(settings, work, trainer.steps_without_variance, trainer.state.global_step)
             # What ends a sequence is as it was, and as it is in other stages.
             inner.generation_config = published
             end_with(inner, workspace.manifest["facts"]["eos_ids"])
             keep_logs(work, output)
             save_result(trainer, found.tokenizer, output)
             _finish(settings, notes, workspace, log, trainer, reward, clock)
+
+
+def _refuse_equal(settings: RlSettings, work: Path, waited: int, step: int) -> NoReturn:
+    """Refuse to go on, or to end, after so many steps that had nothing to teach, the last of which was `step`."""
+    from cruxtune.grpo import advice
+
+    checkpoint = last_checkpoint(work)
+    kept = f"The weights so far are {checkpoint}" if checkpoint else "Nothing is kept"
+    raise DataError(
+        f"the rewards of every group were all equal in {waited} steps in a row, up to step {step}: such groups teach "
+        f"nothing. To learn, {advice(settings)}. {kept}; --no-variance-steps sets how long to wait"
+    )
 
 
 def _finish(

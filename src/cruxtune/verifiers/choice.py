@@ -1,7 +1,7 @@
 r"""Which option a response chooses: by letter ("(B)"), by the option's text, or by yes, no and maybe.
 
 Forms that name no option ("the answer is clear from the x-ray") are passed over, so that the last form that does name
-one decides.
+one decides. A form with the letter of one option and the text of another is no answer.
 """
 
 from __future__ import annotations
@@ -88,10 +88,14 @@ def extract_choice(text: str, problem_options: Options, strict: bool = False) ->
     """
     text = answer_text(text)
     if lines := last_lines(text, 1):
+        if _contradicts(lines[0], problem_options):
+            return NOTHING
         index = _whole_line(lines[0], problem_options)
         if index is not None:
             return Found(problem_options.name(index), "line")
     for answer, form in reversed(explicit_forms(text, "line")):
+        if _contradicts(answer or "", problem_options):
+            return NOTHING
         index = _named(answer or "", problem_options)
         if index is not None:
             return Found(problem_options.name(index), form)
@@ -121,6 +125,17 @@ def _whole_line(line: str, known: Options) -> int | None:
         if text == option or (text.startswith(option) and text[len(option)] in ",.;:!"):
             return index
     return None
+
+
+def _contradicts(line: str, known: Options) -> bool:
+    """Return whether a line is the letter of one option and the text of another: "A: no" where B is no."""
+    match = _LETTER.fullmatch(clean(TEXT_MACRO.sub(r"\1", line)))
+    index = _letter_index(match, known) if match else None
+    # "A heparin" has an article.
+    if match is None or index is None or (match["bare"] and not _AFTER_LETTER.match(match["rest"])):
+        return False
+    rest, texts = normalised(match["rest"].strip(" ).:-–")), [normalised(text) for text in known.texts]
+    return rest in texts and rest != texts[index]
 
 
 def _named(answer: str, known: Options) -> int | None:
