@@ -242,6 +242,7 @@ def test_a_killed_study_goes_on_and_its_page_is_that_of_its_logs(
     assert "All 4 runs are done." in text
     assert f"![Curves, bands over seeds]({Path('rl-found.svg').name})" in text
     assert "| pass@8, validation |" in text
+    assert "There are 4 validation problems" in text
     assert "pass@8, validation (%)" in Path("rl-found.svg").read_text()
     share = sum(runs_of["sums/cft-grpo-0"]["greedy"]) / 6
     assert f"{100 * share:.1f} %" in next(line for line in text.splitlines() if line.startswith("| cft-grpo | 1 |"))

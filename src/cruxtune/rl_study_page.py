@@ -153,7 +153,9 @@ def _results(study: RlStudy, result: Mapping[str, Any]) -> list[str]:
         "### While it trained",
         "",
         "From the first validation to the last; of rollouts, from the mean of the first third of the steps to that of "
-        "the last. Means over seeds, entropy in nats.",
+        "the last. Means over seeds, entropy in nats. There are "
+        f"{study.validation_problems} validation problems, which may be easier than those held out, or harder: they "
+        "compare arms with one another, and not with the table above.",
         "",
         *_curves(arms, _LOGGED),
         "",
