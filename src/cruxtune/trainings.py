@@ -66,8 +66,8 @@ def training_of(
     """
     if path is None:
         return None, {}, {}
-    if _below(path, "rl"):
-        return _reinforced(path, starts)
+    if manifest := _below(path, "rl"):
+        return _reinforced(path, manifest, starts)
     manifest = finished_manifest(path, "train", "the training")
     given, done, facts = manifest["settings"], manifest["accounting"], manifest["facts"]
     settings = {
@@ -101,12 +101,13 @@ def training_of(
     return training, settings, seconds
 
 
-def _reinforced(path: Path, starts: Container[Path]) -> tuple[Training, dict[str, Any], dict[str, float]]:
+def _reinforced(
+    path: Path, manifest: Mapping[str, Any], starts: Container[Path]
+) -> tuple[Training, dict[str, Any], dict[str, float]]:
     """Return the same of GRPO, with that of the model that it went on from, where we trained it."""
-    manifest = finished_manifest(path, "rl", "the training")
     given = manifest["settings"]
     start = Path(given["model"]["adapter"] or given["model"]["model"])
-    ours = start.resolve() not in starts and (_below(start, "train") or _below(start, "rl"))
+    ours = start.resolve() not in starts and _below(start, "train", "rl")
     before, _, seconds = training_of(start if ours else None, starts=starts)
     settings = {"method": given["method"], "loss": given["loss"], "learning_rate": given["learning_rate"]}
     training = reinforced(manifest["accounting"], before, _curves(path / "training_log.jsonl"))
@@ -141,7 +142,7 @@ def reinforced(
     )
 
 
-def _below(path: Any, stage: str) -> dict[str, Any] | None:
+def _below(path: Any, *stages: str) -> dict[str, Any] | None:
     """Return the manifest of what was made before, None where it is gone: it only says what that took."""
     if path is None or not Path(path).is_dir():
         return None
@@ -149,7 +150,7 @@ def _below(path: Any, stage: str) -> dict[str, Any] | None:
         manifest = read_manifest(Path(path))
     except StoreError:
         return None
-    return manifest if manifest["stage"] == stage and manifest["complete"] else None
+    return manifest if manifest["stage"] in stages and manifest["complete"] else None
 
 
 def _tokens(manifest: Mapping[str, Any] | None) -> int | None:

@@ -514,14 +514,13 @@ def test_a_penalty_is_refused_where_its_reference_would_be_another_model(world: 
         patch.setattr("cruxtune.grpo.locate", lambda _: Location("somewhere", gguf="weights.gguf"))
         with pytest.raises(ConfigError, match=r"which is a GGUF file.*or use --lora"):
             reinforced(world, tmp_path / "out", trainer={"beta": 0.1})
+        # An adapter is compared with the model without it.
+        low_rank = {"lora": True, "lora_rank": 2, "revision": "abc"}
+        reinforced(world, tmp_path / "adapter", steps=2, trainer={"beta": 0.1}, **low_rank)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("cruxtune.grpo.can_use_vllm", lambda *_: True)
         with pytest.raises(ConfigError, match=r"--revision abc: vLLM would load"):
             reinforced(world, tmp_path / "out", revision="abc")
-        patch.undo()
-        # An adapter is compared with the model without it.
-        low_rank = {"lora": True, "lora_rank": 2, "revision": "abc"}
-        reinforced(world, tmp_path / "adapter", steps=2, trainer={"beta": 0.1}, **low_rank)
     # Of an adapter that is trained on, what it was is kept aside as the reference, and is no part of the result.
     reinforced(world, tmp_path / "on", model=str(tmp_path / "adapter"), steps=2, trainer={"beta": 0.1})
     assert (tmp_path / "on" / "adapter_model.safetensors").exists()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,8 +70,8 @@ def _evaluated(evaluations: Mapping[str, list[Path]]) -> list[Cell]:
     trained = {one.model: manifest for one in found if (manifest := _trained(one.model))}
     starts = set(map(_start_of, trained.values()))
     # What all others start from is the start, however it was made.
-    given = {one.model for one in found if one.model.resolve() in starts}
-    seeds = _seeds([(one.method, one.model) for one in found], given)
+    trained = {model: manifest for model, manifest in trained.items() if model.resolve() not in starts}
+    seeds = _seeds([(one.method, one.model) for one in found], trained)
     groups: dict[tuple[str, str, Path], list[_Found]] = {}
     for one in found:
         # By place, not by weights: two seeds may end with the same.
@@ -85,21 +85,21 @@ def _evaluated(evaluations: Mapping[str, list[Path]]) -> list[Cell]:
                 method=method,
                 seed=seeds[method, model],
                 benchmark=benchmark,
-                training_dir=model if model in trained and model not in given else None,
+                training_dir=model if model in trained else None,
                 starts=starts,
             )
         )
     return cells
 
 
-def _seeds(models: Iterable[tuple[str, Path]], given: Container[Path]) -> dict[tuple[str, Path], int | None]:
+def _seeds(
+    models: Iterable[tuple[str, Path]], trained: Mapping[Path, Mapping[str, Any]]
+) -> dict[tuple[str, Path], int | None]:
     """Return the training seed of each method's models: the manifest's, or the next free number where there is none.
 
-    Several models of one name are its seeds, whatever trained them; a single one that is given, or of which nothing is
-    known, has none.
+    Several models of one name are its seeds, whatever trained them; a single one without a manifest has none.
     """
-    manifests = {key: None if key[1] in given else _trained(key[1]) for key in models}
-    seeds = {key: one["settings"]["output"]["seed"] if one else None for key, one in manifests.items()}
+    seeds = {key: trained[key[1]]["settings"]["output"]["seed"] if key[1] in trained else None for key in models}
     for method in {name for name, _ in seeds}:
         mine = {key: seed for key, seed in seeds.items() if key[0] == method}
         if len(mine) > 1:

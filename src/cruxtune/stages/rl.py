@@ -161,7 +161,7 @@ def _train(
         if index() == 0 and (there := last_checkpoint(work)):
             waited, step = steps_waited(there)
             if waited >= settings.no_variance_steps:
-                _refuse_equal(settings, work, waited, step)
+                _refuse_equal(settings, there, waited, step)
         found = _prepare(settings, problems, held, workspace)
     inner = found.model.get_base_model() if hasattr(found.model, "get_base_model") else found.model
     published = inner.generation_config
@@ -198,7 +198,9 @@ def _train(
     with agreed():
         if index() == 0:
             if trainer.stuck:
-                _refuse_equal(settings, work, trainer.steps_without_variance, trainer.state.global_step)
+                _refuse_equal(
+                    settings, last_checkpoint(work), trainer.steps_without_variance, trainer.state.global_step
+                )
             # What ends a sequence is as it was, and as it is in other stages.
             inner.generation_config = published
             end_with(inner, workspace.manifest["facts"]["eos_ids"])
@@ -207,11 +209,10 @@ def _train(
             _finish(settings, notes, workspace, log, trainer, reward, clock)
 
 
-def _refuse_equal(settings: RlSettings, work: Path, waited: int, step: int) -> NoReturn:
+def _refuse_equal(settings: RlSettings, checkpoint: Path | None, waited: int, step: int) -> NoReturn:
     """Refuse to go on, or to end, after so many steps that had nothing to teach, the last of which was `step`."""
     from cruxtune.grpo import advice
 
-    checkpoint = last_checkpoint(work)
     kept = f"The weights so far are {checkpoint}" if checkpoint else "Nothing is kept"
     raise DataError(
         f"the rewards of every group were all equal in {waited} steps in a row, up to step {step}: such groups teach "

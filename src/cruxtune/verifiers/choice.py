@@ -115,10 +115,9 @@ def extract_choice(text: str, problem_options: Options, strict: bool = False) ->
 def _whole_line(line: str, known: Options) -> int | None:
     """Return the option that a line is: its letter, its text, both, or its text and a reason after a comma."""
     line = clean(TEXT_MACRO.sub(r"\1", line))
-    match = _LETTER.fullmatch(line)
-    index = _letter_index(match, known) if match else None
-    if match and index is not None:
-        rest = normalised(match["rest"].strip(" ).:-–"))
+    if lettered := _lettered(line, known):
+        index, match = lettered
+        rest = _beside(match)
         return index if not rest or (known.texts and rest == normalised(known.texts[index])) else None
     text = normalised(line)
     for index, option in enumerate(map(normalised, known.texts)):
@@ -129,13 +128,14 @@ def _whole_line(line: str, known: Options) -> int | None:
 
 def _contradicts(line: str, known: Options) -> bool:
     """Return whether a line is the letter of one option and the text of another: "A: no" where B is no."""
-    match = _LETTER.fullmatch(clean(TEXT_MACRO.sub(r"\1", line)))
-    index = _letter_index(match, known) if match else None
-    # "A heparin" has an article.
-    if match is None or index is None or (match["bare"] and not _AFTER_LETTER.match(match["rest"])):
+    lettered = _lettered(clean(TEXT_MACRO.sub(r"\1", line)), known)
+    if lettered is None:
         return False
-    rest, texts = normalised(match["rest"].strip(" ).:-–")), [normalised(text) for text in known.texts]
-    return rest in texts and rest != texts[index]
+    index, match = lettered
+    texts = list(map(normalised, known.texts))
+    # "A heparin" has an article.
+    stated = not match["bare"] or _AFTER_LETTER.match(match["rest"]) is not None
+    return stated and _beside(match) in texts and _beside(match) != texts[index]
 
 
 def _named(answer: str, known: Options) -> int | None:
@@ -143,9 +143,8 @@ def _named(answer: str, known: Options) -> int | None:
     answer = clean(TEXT_MACRO.sub(r"\1", answer))
     if len(answer) == 1:
         answer = answer.upper()
-    match = _LETTER.fullmatch(answer)
-    index = _letter_index(match, known) if match else None
-    if match and index is not None:
+    if lettered := _lettered(answer, known):
+        index, match = lettered
         rest = match["rest"]
         follows = known.texts and normalised(rest).startswith(normalised(known.texts[index]))
         if not rest.strip() or not match["bare"] or _AFTER_LETTER.match(rest) or follows:
@@ -173,6 +172,13 @@ def _last_named(text: str, known: Options) -> int | None:
     return max(ends)[2] if ends else None
 
 
-def _letter_index(match: re.Match[str], known: Options) -> int | None:
-    letter = (match["round"] or match["square"] or match["bare"]).upper()
-    return known.letters.index(letter) if letter in known.letters else None
+def _lettered(text: str, known: Options) -> tuple[int, re.Match[str]] | None:
+    """Return the option whose letter a text begins with, and the match; None where it begins with none."""
+    match = _LETTER.fullmatch(text)
+    letter = (match["round"] or match["square"] or match["bare"]).upper() if match else None
+    return (known.letters.index(letter), match) if match and letter and letter in known.letters else None
+
+
+def _beside(match: re.Match[str]) -> str:
+    """Return what stands with a letter, without the marks between them."""
+    return normalised(match["rest"].strip(" ).:-–"))
