@@ -1,6 +1,6 @@
 """How often 95 % intervals hold the truth, and tests find what is not there, in simulated evaluations.
 
-    python benchmarks/coverage.py [--simulations 2000]
+    python benchmarks/coverage.py [--simulations 2000] [--json benchmarks/results/coverage.json]
 
 A response is right with probability sigmoid(skill + problem + seed + both), normal effects of which the problems are
 shared by all seeds and methods. Two methods of equal skill differ by their seeds and by chance alone. `plain` is the
@@ -11,8 +11,10 @@ the two corrections of `cruxtune.statistics.spread`. Widths are in percentage po
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Iterator
-from itertools import combinations
+from itertools import chain, combinations
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +22,7 @@ import numpy.typing as npt
 from cruxtune.statistics import Difference, difference, estimate, holm, spread
 
 Array = npt.NDArray[np.float64]
+SHARE, POINTS = "{:.1%}", "{:.1f}"
 _DEVIATIONS = (0.0, 0.1, 0.3)
 _START = 0
 """Seeds of a model that is given: it differs from the methods by nothing but its samples."""
@@ -38,42 +41,76 @@ _FAMILIES = {
 
 
 def main() -> None:
-    """Print a table of each part."""
+    """Print a table of each part, row by row, and write them all."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--simulations", type=int, default=1000, help="simulated evaluations of each row")
-    simulations = parser.parse_args().simulations
-    print("One model, one seed: BCa over problems, or the exact interval of all right and all wrong\n")
-    print("| problems | share right | coverage | width |\n| ---: | ---: | ---: | ---: |")
-    for problems in (50, 200, 1000):
-        for share in (0.02, 0.2, 0.5):
-            held, width = one_model(problems, share, simulations)
-            print(f"| {problems} | {share} | {100 * held:.1f} % | {100 * width:.1f} |")
-    print("\nTwo methods of equal skill, several seeds each\n")
-    print("| seeds | problems | sd of seeds | coverage | width | plain coverage | plain width |")
-    print("| ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
-    for seeds in (1, 2, 3, 5):
-        for problems in (200, 1000):
-            for deviation in _DEVIATIONS:
-                found, plain = two_methods(seeds, problems, deviation, simulations)
-                shown = " | ".join(f"{100 * held:.1f} % | {100 * width:.1f}" for held, width in (found, plain))
-                print(f"| {seeds} | {problems} | {deviation} | {shown} |", flush=True)
-    print("\nOther statements, 1,000 problems: coverage\n")
-    print(
-        f"| of | {' | '.join(f'sd of seeds {deviation}' for deviation in _DEVIATIONS)} |\n| --- | ---: | ---: | ---: |"
-    )
-    for name, seeds in _STATEMENTS.items():
-        held = [statement(seeds, deviation, simulations) for deviation in _DEVIATIONS]
-        print(f"| {name} | {' | '.join(f'{100 * share:.1f} %' for share in held)} |", flush=True)
-    print("\nSignificant after Holm's correction where nothing is: chance of any, all pairs, 1,000 problems\n")
-    print("| seeds | sd of seeds | false | by the intervals' t |\n| --- | ---: | ---: | ---: |")
-    for name, family in _FAMILIES.items():
-        for deviation in _DEVIATIONS:
-            shown = " | ".join(f"{100 * share:.1f} %" for share in family_error(family, deviation, simulations))
-            print(f"| {name} | {deviation} | {shown} |", flush=True)
+    parser.add_argument("--json", type=Path, help="where to write the tables as JSON")
+    options = parser.parse_args()
+    results: dict[str, object] = {"simulations": options.simulations}
+    for part, (title, columns, rows) in parts(options.simulations).items():
+        print(f"\n{title}\n\n| {' | '.join(columns)} |\n| {' | '.join('---:' for _ in columns)} |")
+        kept = []
+        for row in rows:
+            print(f"| {' | '.join(map(shown, columns.values(), row))} |", flush=True)
+            kept.append(dict(zip(columns, row, strict=True)))
+        results[part] = kept
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def shown(form: str, value: float | str) -> str:
+    """Return a cell as the tables have it."""
+    return form.format(value).replace("%", " %")
+
+
+def parts(simulations: int) -> dict[str, tuple[str, dict[str, str], Iterator[tuple[float | str, ...]]]]:
+    """Return what is simulated: title, columns with their formats, and rows, each computed when it is asked for."""
+    held = {"coverage": SHARE, "width": POINTS}
+    by_deviation = {f"sd of seeds {deviation}": SHARE for deviation in _DEVIATIONS}
+    return {
+        "one_model": (
+            "One model, one seed: BCa over problems, or the exact interval of all right and all wrong",
+            {"problems": "{}", "share right": "{}"} | held,
+            (
+                (problems, share, *one_model(problems, share, simulations))
+                for problems in (50, 200, 1000)
+                for share in (0.02, 0.2, 0.5)
+            ),
+        ),
+        "two_methods": (
+            "Two methods of equal skill, several seeds each",
+            {"seeds": "{}", "problems": "{}", "sd of seeds": "{}"}
+            | held
+            | {f"plain {column}": form for column, form in held.items()},
+            (
+                (seeds, problems, deviation, *chain(*two_methods(seeds, problems, deviation, simulations)))
+                for seeds in (1, 2, 3, 5)
+                for problems in (200, 1000)
+                for deviation in _DEVIATIONS
+            ),
+        ),
+        "statements": (
+            "Other statements, 1,000 problems: coverage",
+            {"of": "{}"} | by_deviation,
+            (
+                (name, *(statement(seeds, deviation, simulations) for deviation in _DEVIATIONS))
+                for name, seeds in _STATEMENTS.items()
+            ),
+        ),
+        "families": (
+            "Significant after Holm's correction where nothing is: chance of any, all pairs, 1,000 problems",
+            {"seeds": "{}", "sd of seeds": "{}", "false": SHARE, "by the intervals' t": SHARE},
+            (
+                (name, deviation, *family_error(family, deviation, simulations))
+                for name, family in _FAMILIES.items()
+                for deviation in _DEVIATIONS
+            ),
+        ),
+    }
 
 
 def one_model(problems: int, share: float, simulations: int) -> tuple[float, float]:
-    """Return the coverage and mean width of the interval of a share."""
+    """Return the coverage and the mean width, in points, of the interval of a share."""
     generator = np.random.default_rng([problems, int(100 * share)])
     intervals = []
     for number in range(simulations):
@@ -141,7 +178,7 @@ def _plain(generator: np.random.Generator, a: Array, b: Array, resamples: int) -
 
 def _held(intervals: list[tuple[float, float]], truth: float) -> tuple[float, float]:
     lows, highs = np.array(intervals).T
-    return float(np.mean((lows <= truth) & (truth <= highs))), float(np.mean(highs - lows))
+    return float(np.mean((lows <= truth) & (truth <= highs))), round(100 * float(np.mean(highs - lows)), 4)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import importlib.util
 import itertools
+import json
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +24,7 @@ from cruxtune.statistics import (
     spread,
 )
 
+ROOT = Path(__file__).parent.parent
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
@@ -288,6 +292,26 @@ def test_intervals_over_seeds_cover_the_mean_of_a_method(seeds: int, least: floa
         found = estimate([_verdicts(generator, generator.normal(0, 1.5, 500), seeds, 0.3)], seed=number % 3)
         held += found.low <= 0.5 <= found.high
     assert least <= held / 300 <= 0.985
+
+
+def test_the_page_has_the_simulations_that_are_committed() -> None:
+    """Every row of benchmarks/results/coverage.json is in docs/evaluation.md, which has no others of that kind."""
+    spec = importlib.util.spec_from_file_location("coverage_benchmark", ROOT / "benchmarks" / "coverage.py")
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    results = json.loads((ROOT / "benchmarks" / "results" / "coverage.json").read_text())
+    page = (ROOT / "docs" / "evaluation.md").read_text()
+    assert f"coverage.py --simulations {results['simulations']}`" in page
+    rows = []
+    for part, (_, columns, _) in script.parts(results["simulations"]).items():
+        assert results[part]
+        for row in results[part]:
+            rows.append(f"| {' | '.join(map(script.shown, columns.values(), row.values()))} |")
+    lines = page[page.index("**Coverage.**") :].splitlines()
+    bodies = [line for line, below in itertools.pairwise([*lines, ""]) if line[:1] == "|" and "---" not in line + below]
+    assert bodies == rows
 
 
 def test_few_comparisons_of_many_equal_methods_find_anything() -> None:
