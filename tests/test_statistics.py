@@ -1,11 +1,11 @@
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -294,13 +294,9 @@ def test_intervals_over_seeds_cover_the_mean_of_a_method(seeds: int, least: floa
     assert least <= held / 300 <= 0.985
 
 
-def test_the_page_has_the_simulations_that_are_committed() -> None:
+def test_the_page_has_the_simulations_that_are_committed(benchmark_script: Callable[[str], ModuleType]) -> None:
     """Every row of benchmarks/results/coverage.json is in docs/evaluation.md, which has no others of that kind."""
-    spec = importlib.util.spec_from_file_location("coverage_benchmark", ROOT / "benchmarks" / "coverage.py")
-    assert spec is not None
-    assert spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    script = benchmark_script("coverage")
     results = json.loads((ROOT / "benchmarks" / "results" / "coverage.json").read_text())
     page = (ROOT / "docs" / "evaluation.md").read_text()
     assert f"coverage.py --simulations {results['simulations']}`" in page

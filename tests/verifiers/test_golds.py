@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -37,14 +36,9 @@ SHARES = [
 
 
 @pytest.fixture(scope="module")
-def golds() -> ModuleType:
+def golds(benchmark_script: Callable[[str], ModuleType]) -> ModuleType:
     """The script that makes the table of docs/verification.md."""
-    spec = importlib.util.spec_from_file_location("golds", ROOT / "benchmarks" / "golds.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return benchmark_script("golds")
 
 
 @pytest.fixture(scope="module")
