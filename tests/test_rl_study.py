@@ -13,7 +13,7 @@ import yaml
 from cruxtune.errors import ConfigError, StoreError
 from cruxtune.rl_study import read_rl_study, runs
 from cruxtune.rl_study_commands import listing, rl_study_command
-from cruxtune.rl_study_page import page
+from cruxtune.rl_study_page import ends, page
 from cruxtune.rl_study_summary import bands, equal_compute, summarise
 from cruxtune.study_clock import Clock
 from cruxtune.study_commands import study_command
@@ -154,6 +154,21 @@ def test_bands_are_over_all_seeds() -> None:
     assert late_end["arms"]["soon"] == {"state": "ended", "a": {"mean": 0.75, "low": 0.5, "high": 1.0, "seeds": 2}}
 
 
+def test_the_ends_of_curves_are_of_what_can_differ() -> None:
+    """Of rollouts the thirds are shown, of ratios those of steps on which one can be other than 1."""
+    steps = range(1, 11)
+    curves = {
+        "reward": [[step, step / 10, 0.0, 1.0] for step in steps if step % 2],
+        "clipped": [[step, 0.0 if step % 2 else step / 100, 0.0, 1.0] for step in steps],
+        "eval_accuracy": [[0, 0.25, 0.0, 1.0], [10, 0.75, 0.0, 1.0]],
+    }
+    # Two of the five generations at each end, and of the five steps after them.
+    assert ends(curves, "reward") == "0.200 → 0.800"
+    assert ends(curves, "clipped") == "0.030 → 0.090"
+    assert ends(curves, "eval_accuracy") == "25.0 → 75.0 %"
+    assert ends({**curves, "clipped": curves["clipped"][::2]}, "clipped") == ends(curves, "kl") == ""
+
+
 @pytest.mark.slow
 def test_a_killed_study_goes_on_and_its_page_is_that_of_its_logs(
     content: dict[str, Any], monkeypatch: pytest.MonkeyPatch
@@ -219,11 +234,11 @@ def test_a_killed_study_goes_on_and_its_page_is_that_of_its_logs(
         before = result["arms"][run["method"]]["before"]["pass@1"]["mean"]
         origin = origin or json.loads(Path("found/sums/start.json").read_text())
         assert before == pytest.approx(sum(origin["greedy"]) / 6, abs=1e-6)
-    cost = runs_of["sums/cft-grpo-0"]["settings"]["study"]["compute"]
+    cost, plain = (runs_of[f"sums/{arm}-0"]["settings"]["study"]["compute"] for arm in ("cft-grpo", "grpo"))
     assert cost["annotation"] > runs_of["sums/sft-grpo-0"]["settings"]["study"]["compute"]["annotation"] > 0
     assert result["arms"]["grpo"]["steps"] == [2]
-    # At 2 steps for what GRPO took after CFT, all that CFT and GRPO took buys so many; each rollout serves 2 of them.
-    bought = totals["sums/cft-grpo-0"] / (cost["rl"] / 2)
+    # At 2 steps for what they take from the start, all that CFT and GRPO took buys so many; each rollout serves 2.
+    bought = totals["sums/cft-grpo-0"] / (plain["rl"] / 2)
     assert bought <= result["arms"]["grpo-longer"]["steps"][0] < bought + 2
     assert result["arms"]["grpo-longer"]["steps_bought"] == result["arms"]["grpo-longer"]["steps"]
 

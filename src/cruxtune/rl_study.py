@@ -114,6 +114,12 @@ def origin(study: RlStudy, run: Run) -> Unit:
     return Unit(run.task, "cell", method, 0 if method == START else run.seed)
 
 
+def begins_as(study: RlStudy, name: str, other: str) -> bool:
+    """Return whether an arm that is given the compute of another begins as `other` does: from there, seed by seed."""
+    arm, first = study.arms[name], study.arms[other]
+    return arm.compute_of is not None and first.compute_of is None and first.origin == arm.origin
+
+
 def result_file(study: RlStudy, run: Run) -> Path:
     """Return where the result of a run is."""
     return study.results / run.task / f"{run.label}.json"

@@ -7,7 +7,7 @@ from typing import Any
 
 from cruxtune.comparison_page import percent
 from cruxtune.power import detectable_difference, points_or_none
-from cruxtune.rl_study import RlStudy
+from cruxtune.rl_study import RlStudy, begins_as
 from cruxtune.rl_study_summary import ACCURACY, SAMPLED
 from cruxtune.study import Study
 
@@ -35,6 +35,7 @@ _CHECKS = {
     "clipped": "clipped ratios",
     "truncated": "truncated rollouts",
 }
+_PARTS = ("annotation", "training", "rl")
 _HELDOUT = {"pass@1": "greedy pass@1", "pass@1_sampled": "pass@1 of samples"}
 
 
@@ -104,13 +105,27 @@ def _plan(study: RlStudy) -> list[str]:
             steps = f"as many as all compute of {arm.compute_of} buys (annotation, training, GRPO){most}"
         lines.append(f"| {name} | {arm.origin} | {steps} |")
     for name, arm in study.arms.items():
-        for other, first in study.arms.items():
-            if arm.compute_of and first.origin == arm.origin and not first.compute_of:
-                lines += [
-                    "",
-                    f"Run s of {name} begins as that of {other} does, with the same model, seed and problems, and goes "
-                    "on: the two are not independent.",
-                ]
+        if arm.compute_of and arm.most_steps:
+            lines += [
+                "",
+                f"All compute of {arm.compute_of} may buy more than {arm.most_steps} steps. Then {name} does not come "
+                "to as many tokens, and no other arm does: the tables at equal compute say how far it came.",
+            ]
+        lines += [
+            text
+            for other in study.arms
+            if begins_as(study, name, other)
+            for text in (
+                "",
+                f"Run s of {name} begins as that of {other} does, with the same model, seed and problems, and goes "
+                "on: the two are not independent.",
+            )
+        ]
+    lines += [
+        "",
+        "A run is not independent of the model that it goes on from, which the comparison takes it to be. Where seeds "
+        "that are good before GRPO are good after it, its intervals of that difference are wider than they need be.",
+    ]
     return lines
 
 
@@ -127,7 +142,7 @@ def _power(study: RlStudy, record: Study) -> list[str]:
         f"What seeds were seen to differ by is on the page of {study.study.name}; where it is more than was assumed, "
         "so is the smallest difference.",
         "",
-        f"Curves are means over {study.seeds} seeds in bands from the lowest to the highest of them. Such a band is no "
+        "Curves are means over seeds in bands from the lowest to the highest of them. Such a band is no "
         "confidence interval: where two bands do not touch, that is no proof of a difference.",
     ]
 
@@ -143,6 +158,7 @@ def _progress(result: Mapping[str, Any]) -> list[str]:
 
 def _results(study: RlStudy, result: Mapping[str, Any]) -> list[str]:
     arms = result["arms"]
+    threads = sorted({number for arm in arms.values() for number in arm["threads"]}) or ["any number"]
     return [
         "Mean [lowest, highest] over the seeds that are done.",
         "",
@@ -152,15 +168,18 @@ def _results(study: RlStudy, result: Mapping[str, Any]) -> list[str]:
         "",
         "### While it trained",
         "",
-        "From the first validation to the last; of rollouts, from the mean of the first third of the steps to that of "
-        "the last. Means over seeds, entropy in nats. There are "
+        "From the first validation to the last; of rollouts, from the mean of the first third of their steps (rounded "
+        "up) to that of the last. Means over seeds, entropy in nats. There are "
         f"{study.validation_problems} validation problems, which may be easier than those held out, or harder: they "
-        "compare arms with one another, and not with the table above.",
+        "compare arms with one another, and not with the table above. Rollouts answer few problems at a step, and "
+        "others at the next, the same in all arms of a seed: their reward, and what follows from it in the table after "
+        "this one, compare arms with one another, and say less of how far an arm has come.",
         "",
         *_curves(arms, _LOGGED),
         "",
         "Whether there was anything to learn, and how far it went. A group whose rewards are all equal teaches "
-        "nothing; shares are from 0 to 1.",
+        "nothing; shares are from 0 to 1. That of clipped ratios is over the steps whose rollouts an earlier policy made "
+        "(at the step that makes them every ratio is 1).",
         "",
         *_curves(arms, _CHECKS),
         "",
@@ -169,18 +188,21 @@ def _results(study: RlStudy, result: Mapping[str, Any]) -> list[str]:
         "Tokens put through the model, means over seeds: for responses and annotation, to train the model that GRPO "
         "goes on from, and for GRPO itself (rollouts, their log-probabilities, training). Left out are the cold start, "
         "which is common to all, validation, evaluation, and the choice of learning rates, which the models that GRPO "
-        "goes on from had and GRPO had not. A token of training takes about three times what one of annotation or of "
-        "rollouts does.",
+        "goes on from had and GRPO had not. A token of training takes about three times the arithmetic of the others. "
+        "By the clock a token of annotation is the cheapest, since many are computed at once, where those of rollouts "
+        "are generated one after the other.",
         "",
         "| arm | seeds | steps | annotation | training | GRPO | total |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
         *(_cost(name, arm) for name, arm in arms.items()),
         "",
-        "The same in minutes, GRPO with its validations. They depend on the day and on what else ran.",
+        "The same in minutes, GRPO with its validations. They depend on the day, on what else ran, and on the number "
+        f"of threads ({' or '.join(map(str, threads))} for GRPO; {study.study.name} says it for the others), and are "
+        "not to be added up.",
         "",
-        "| arm | annotation | training | GRPO | total |",
-        "| --- | ---: | ---: | ---: | ---: |",
-        *(f"| {name} | {_counts(arm, 'seconds', 60)} |" for name, arm in arms.items()),
+        "| arm | annotation | training | GRPO |",
+        "| --- | ---: | ---: | ---: |",
+        *(f"| {name} | {_counts(arm, 'seconds', 60, _PARTS)} |" for name, arm in arms.items()),
         "",
         "### At equal total compute",
         "",
@@ -193,7 +215,7 @@ def _curves(arms: Mapping[str, Any], titles: Mapping[str, str]) -> list[str]:
     return [
         f"| arm | {' | '.join(shown.values())} |",
         f"| --- | {' | '.join('---' for _ in shown)} |",
-        *(f"| {name} | {' | '.join(_ends(arm['curves'], curve) for curve in shown)} |" for name, arm in arms.items()),
+        *(f"| {name} | {' | '.join(ends(arm['curves'], curve) for curve in shown)} |" for name, arm in arms.items()),
     ]
 
 
@@ -225,11 +247,18 @@ def _band(metric: str, band: Mapping[str, float] | None) -> str:
     return percent(band["mean"], (band["low"], band["high"]))
 
 
-def _ends(curves: Mapping[str, Sequence[Sequence[float]]], name: str) -> str:
+def ends(curves: Mapping[str, Sequence[Sequence[float]]], name: str) -> str:
     """Return the first and the last mean of a curve of validations, or those of the thirds of one of rollouts."""
     if name not in curves:
         return ""
-    means = [mean for _, mean, *_ in curves[name]]
+    points = curves[name]
+    if name == "clipped":
+        # Where rollouts are new, the policy is the one that made them.
+        new = {step for step, *_ in curves["reward"]}
+        points = [point for point in points if point[0] not in new]
+        if not points:
+            return ""
+    means = [mean for _, mean, *_ in points]
     # A step has few problems, and others than the last one.
     part = 1 if name.startswith("eval_") else -(-len(means) // 3)
     first, last = sum(means[:part]) / part, sum(means[-part:]) / part
@@ -243,14 +272,14 @@ def _cost(name: str, arm: Mapping[str, Any]) -> str:
     return f"| {name} | {len(arm['seeds'])} | {steps} | {_counts(arm, 'compute', 1)} |"
 
 
-def _counts(arm: Mapping[str, Any], of: str, unit: int) -> str:
-    return " | ".join(f"{arm[of][part] / unit:,.0f}" for part in ("annotation", "training", "rl", "total"))
+def _counts(arm: Mapping[str, Any], of: str, unit: int, parts: Sequence[str] = (*_PARTS, "total")) -> str:
+    return " | ".join(f"{arm[of][part] / unit:,.0f}" for part in parts)
 
 
 def _equal(study: RlStudy, result: Mapping[str, Any]) -> list[str]:
     """Return what each arm had come to when so many tokens were spent in all: held-out problems, then validation."""
-    ends = result["equal_compute"]
-    measured = ends[-1]["arms"][ends[-1]["end_of"]]
+    totals = result["equal_compute"]
+    measured = totals[-1]["arms"][totals[-1]["end_of"]]
     largest = sorted((name for name in measured if name.startswith("eval_pass@")), key=_samples)[-1:]
     lines = [
         "On the held-out problems, by all tokens that were spent on a model until then, before GRPO and after it:",
@@ -274,10 +303,10 @@ def _equal(study: RlStudy, result: Mapping[str, Any]) -> list[str]:
     for name in (ACCURACY, *(name for name in (SAMPLED,) if name in measured), *largest):
         lines += [
             "",
-            f"| {_LOGGED.get(name, name.removeprefix('eval_'))} | {' | '.join(map(_end, ends))} |",
-            f"| --- | {' | '.join('---' for _ in ends)} |",
+            f"| {_LOGGED.get(name, name.removeprefix('eval_'))} | {' | '.join(map(_end, totals))} |",
+            f"| --- | {' | '.join('---' for _ in totals)} |",
             *(
-                f"| {arm} | {' | '.join(_reached(end['arms'].get(arm), name) for end in ends)} |"
+                f"| {arm} | {' | '.join(_reached(end['arms'].get(arm), name) for end in totals)} |"
                 for arm in result["arms"]
             ),
         ]

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from cruxtune.cells import Cell, cell_of, write_cell
-from cruxtune.errors import StoreError
+from cruxtune.errors import ConfigError, StoreError
 from cruxtune.recipe import START, Step, plan, split_file
 from cruxtune.results import read_result
 from cruxtune.rl_settings import RlSettings
-from cruxtune.rl_study import RlStudy, Run, origin, result_file, runs, steps_for, within
+from cruxtune.rl_study import RlStudy, Run, begins_as, origin, result_file, runs, steps_for, within
 from cruxtune.settings import ModelSettings
 from cruxtune.stage_settings import EvaluateSettings
 from cruxtune.store import write_atomic
@@ -28,8 +28,8 @@ from cruxtune.trainings import Training, reinforced
 
 _SETTINGS = ("settings", "study", "unit")
 _CURVES = (
-    *("reward", "group_std", "correct", "entropy", "length", "truncated", "equal_rewards", "clipped"),
-    *("grad_norm", "tokens_computed"),
+    *("reward", "group_std", "correct", "formed", "entropy", "length", "truncated", "equal_rewards", "clipped"),
+    *("grad_norm", "kl", "tokens_computed"),
 )
 """Curves of the training log that results keep, besides all of its examinations."""
 
@@ -39,6 +39,7 @@ def run_rl_study(study: RlStudy, record: Study, clock: Clock, *, any_start: bool
 
     Raises:
         CruxtuneError: as the stages do.
+        ConfigError: an arm that is given the compute of another one has spent more before its first step.
         StoreError: a result of other settings, a model of `record` without a result, or one that is not what it was.
     """
     all_runs = _Runs(study, record, clock, any_start)
@@ -112,11 +113,19 @@ class _Runs:
         other_arm = self._study.arms[run.arm].compute_of
         if other_arm is None:
             return None
-        other = self.compute(Run(run.task, other_arm, run.seed))["settings"]["study"]
-        total, own = sum(other["compute"].values()), self._before(origin(self._study, run))
-        # Whatever a step takes there it takes here: the same batch of the same problems.
-        per_step = other["compute"]["rl"] / other["steps"]
-        return steps_for(total - sum(own.values()), per_step, multiple=self._steps_per_rollouts(run))
+        other = Run(run.task, other_arm, run.seed)
+        total = sum(self.compute(other)["settings"]["study"]["compute"].values())
+        own = sum(self._before(origin(self._study, run)).values())
+        if total <= own:
+            raise ConfigError(
+                f"arms.{run.arm}.compute_of: {other.name} took {total:,} tokens in all, and annotation and training of "
+                f"what {run.name} goes on from took {own:,}, so that no step is left; name an arm that takes more"
+            )
+        # A step of the same batch takes as many tokens as its responses are long, which differ from model to model.
+        like = next((name for name in self._study.arms if begins_as(self._study, run.arm, name)), other_arm)
+        first = self.compute(Run(run.task, like, run.seed))["settings"]["study"]
+        per_step = first["compute"]["rl"] / first["steps"]
+        return steps_for(total - own, per_step, multiple=self._steps_per_rollouts(run))
 
     def _steps_per_rollouts(self, run: Run) -> int:
         return self._rl(run, int(self._study.rl["steps"]), None).steps_per_rollouts

@@ -123,6 +123,7 @@ def _arm(study: RlStudy, name: str, results: Sequence[Result], before: Sequence[
         **({"steps_bought": [one["steps_bought"] for one in took]} if study.arms[name].compute_of else {}),
         "compute": _parts([one["compute"] for one in took]),
         "seconds": _parts([one["seconds"] for one in took]),
+        "threads": sorted({one["threads"] for one in took if one["threads"]}),
         "before": heldout([cell for cell in before if cell]) if all(before) else {},
         "heldout": heldout(results),
         "curves": bands([result["training"]["curves"] for result in results]),
