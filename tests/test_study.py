@@ -105,9 +105,14 @@ def test_wrong_recipes_are_explained(content: dict[str, Any]) -> None:
     content["tasks"]["sums"]["recipe"]["decodign"] = {}
     with pytest.raises(ConfigError, match=r"tasks.sums.recipe: decodign"):
         Study.model_validate(content).recipe_of("sums", Path("x"))
-    content["tasks"]["sums"]["recipe"] = {"output": "elsewhere"}
-    with pytest.raises(ConfigError, match=r"tasks.sums.recipe.output: this follows from the study"):
-        Study.model_validate(content).recipe_of("sums", Path("x"))
+    for key, value, reason in (
+        ("output", "elsewhere", "this follows from the study"),
+        ("benchmarks", "gsm8k", "a study evaluates on heldout alone"),
+        ("rl", {}, "is a file of its own"),
+    ):
+        content["tasks"]["sums"]["recipe"] = {key: value}
+        with pytest.raises(ConfigError, match=rf"tasks.sums.recipe.{key}: .*{reason}"):
+            Study.model_validate(content).recipe_of("sums", Path("x"))
 
 
 @pytest.mark.slow

@@ -22,8 +22,14 @@ from cruxtune.settings import S, Settings, explain
 
 COLDSTART, ANNOTATIONS, TUNE = "coldstart", "annotations", "tune"
 
-_GIVEN = ("output", "train", "expected_seconds")
-"""Keys of a recipe that the study decides."""
+_FOLLOWS = "this follows from the study; leave it out"
+_REFUSED = {
+    **dict.fromkeys(("output", "train", "expected_seconds"), _FOLLOWS),
+    "benchmarks": "a study evaluates on heldout alone; leave it out, and ask `cruxtune evaluate --benchmarks` of the "
+    "models that keep_checkpoints keeps",
+    "rl": "a study of reinforcement learning is a file of its own, which names this one; leave it out",
+}
+"""Keys of a recipe that the study decides, or has no use for, and why."""
 
 _GIVEN_OF_METHODS = ("output", "overwrite", "seed", "learning_rate", "annotations", "selection", "model")
 """Keys of a model to train that the study decides."""
@@ -112,7 +118,7 @@ class Study(Settings):
             if name in (START, COLDSTART, ANNOTATIONS) or name.startswith(f"{TUNE}-"):
                 raise ValueError(f"methods.{name}: this name is taken by a unit of every study; choose another")
             if fixed := [key for key in _GIVEN_OF_METHODS if key in keys]:
-                raise ValueError(f"methods.{name}.{fixed[0]}: this follows from the study; leave it out")
+                raise ValueError(f"methods.{name}.{fixed[0]}: {_FOLLOWS}")
         for task, of in self.tasks.items():
             if unknown := [name for name in of.seeds if name not in self.methods]:
                 raise ValueError(f"tasks.{task}.seeds.{unknown[0]}: there is no such method; define it in methods")
@@ -133,8 +139,8 @@ class Study(Settings):
             ConfigError: it has wrong keys or values.
         """
         content = merged(_spelled_out(self.recipe), _spelled_out(self.tasks[task].recipe))
-        if fixed := [name for name in _GIVEN if name in content]:
-            raise ConfigError(f"tasks.{task}.recipe.{fixed[0]}: this follows from the study; leave it out")
+        if refused := [name for name in _REFUSED if name in content]:
+            raise ConfigError(f"tasks.{task}.recipe.{refused[0]}: {_REFUSED[refused[0]]}")
         try:
             return Recipe.model_validate(merged(content, {"output": str(output), "train": {}, **more}))
         except ValidationError as error:
