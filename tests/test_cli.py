@@ -105,7 +105,7 @@ RESPOND = "respond --model /nowhere --output out --problems"
         (
             "train --method cft --annotations a --output out --trainer packing=true",
             None,
-            ["trainer field packing is refused"],
+            ["--trainer packing is refused"],
         ),
         (f"{RESPOND} benchmark:mmlu_medical", None, ["no train split", "for evaluation only"]),
         (f"{RESPOND} p.jsonl --decontaminate gsm8", [GOOD], ["--decontaminate: ", "Did you mean 'gsm8k'"]),

@@ -23,8 +23,8 @@ def test_ratios_can_clip_by_default() -> None:
     ("leaves", "message"),
     [
         ({"generations": 1}, "nothing would be learned; use 2 or more"),
-        ({"generations": 6}, "no multiple of generations 6"),
-        ({"micro_batch_size": 7}, "does not divide batch_size 64"),
+        ({"generations": 6}, "no multiple of --generations 6"),
+        ({"micro_batch_size": 7}, "does not divide --batch-size 64"),
         ({"validation": "0.1.2.3x", "validation_source": {}}, None),
         ({"validation": 0}, "neither a share between 0 and 1 nor a number"),
         ({"validation": "2.5"}, "neither a share between 0 and 1 nor a number"),

@@ -148,7 +148,7 @@ def test_a_missing_value_is_told_by_a_flag_that_exists(kind: type[BaseModel]) ->
         ({"method": "sft", "annotations": None}, "method sft trains on annotated responses"),
         ({"method": "gold"}, "method gold trains on worked solutions, so it needs --problems and --model"),
         ({"method": "gold", "problems": "p.jsonl"}, "needs --problems and --model"),
-        ({"batch_size": 16, "micro_batch_size": 5}, "micro_batch_size 5 does not divide batch_size 16"),
+        ({"batch_size": 16, "micro_batch_size": 5}, "--micro-batch-size 5 does not divide --batch-size 16"),
         ({"model": "m", "dtype": "bfloat16"}, "dtype bfloat16 keeps no exact copy of the weights"),
         ({"model": "m", "dtype": "float16"}, "dtype float16 keeps no exact copy of the weights"),
         ({"validation": "1.5"}, "neither a share between 0 and 1 nor a number"),
@@ -208,7 +208,7 @@ def trainer_fields() -> set[str]:
 def test_a_refused_trainer_field_is_a_real_one_and_is_refused_by_name(name: str, trainer_fields: set[str]) -> None:
     """Each field that would change or drop labels exists in this TRL, and is refused with its reason."""
     assert name in trainer_fields
-    with pytest.raises(ConfigError, match=f"trainer field {name} is refused: ") as caught:
+    with pytest.raises(ConfigError, match=f"--trainer {name} is refused: ") as caught:
         build(TrainSettings, {**TRAIN, "trainer": {name: None}})
     assert REFUSED_TRAINER_FIELDS[name] in str(caught.value)
 
@@ -405,7 +405,7 @@ def test_sections_of_stages_are_checked_with_the_plan(tmp_path: Path) -> None:
     for part in (
         "coldstart.epochs: Input should be greater than 0 (got -1",
         "annotate.alternative: there is no such setting",
-        "train.cft: trainer field packing is refused",
+        "train.cft: --trainer packing is refused",
         "train.x.method: is none of cft, sft, gold, nor of the methods of `cruxtune select` (critical, all, ",
         "evaluate.samples: Input should be greater than or equal to 0 (got -2)",
     ):
@@ -441,7 +441,7 @@ def test_a_recipe_reinforces_what_it_trained(tmp_path: Path) -> None:
         ({"a": {"from": "sft"}}, r"rl\.a\.from: 'sft' is neither start nor a name in train"),
         ({"start": {}}, r"rl\.start: this name is taken"),
         ({"cft": {}}, r"rl\.cft: this name is one of train, too"),
-        ({"a": {"generations": 1}}, r"rl\.a: generations 1"),
+        ({"a": {"generations": 1}}, r"rl\.a: --generations 1"),
         ({"a": {"trainer": {"num_generations": 2}}}, r"num_generations is refused: use --generations"),
     ],
 )

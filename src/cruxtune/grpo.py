@@ -52,6 +52,14 @@ LOGGED = {
 
 _EQUAL = 1e-6
 """Rewards of a group that differ by less are equal: they are sums of few numbers, in float32."""
+_LOSS_OPTIONS: dict[str, dict[str, Any]] = {
+    # The bound of the ratio itself, and not of what it has above 1. TRL's help recommends 5, and its default (epsilon,
+    # 0.2) would cut off every ratio.
+    "cispo": {"epsilon_high": 5.0},
+    # TRL refuses its own default with vLLM.
+    "vespo": {"vllm_importance_sampling_mode": "token_truncate"},
+}
+"""Fields of which TRL's default does not fit a loss."""
 _COUNTED = ("tokens_generated", "rollouts", "steps_without_variance")
 
 
@@ -107,7 +115,8 @@ class PolicyTrainer(GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         rollouts: dict[str, Any] = super()._generate_and_score_completions(inputs)
-        passes = 1 + ("old_per_token_logps" in rollouts)
+        # TRL has the second where policies may have moved on, the third with a penalty (beta).
+        passes = 1 + ("old_per_token_logps" in rollouts) + ("ref_per_token_logps" in rollouts)
         self.tokens_computed += self._over_devices(passes * _size(rollouts))
         ratio = rollouts.get("importance_sampling_ratio")
         if ratio is not None and self.vllm_importance_sampling_mode.endswith("mask"):
@@ -219,6 +228,7 @@ def build_grpo(
         "use_vllm": uses_vllm,
         # Models are loaded before they reach the trainer; it is vLLM that asks.
         "trust_remote_code": settings.model.trust_remote_code,
+        **_LOSS_OPTIONS.get(settings.loss, {}),
         **settings.trainer,
     }
     if uses_vllm:
@@ -247,7 +257,7 @@ def build_grpo(
                 processing_class=tokenizer,
                 peft_config=lora_config(settings.low_rank) if settings.low_rank.lora else None,
             )
-        except (ImportError, TypeError, ValueError) as error:
+        except (ImportError, NotImplementedError, TypeError, ValueError) as error:
             raise ConfigError(f"--trainer: GRPOTrainer refuses these settings: {error}") from error
     trainer.add_callback(_Rollouts(trainer, reward, settings.no_variance_steps))
     return trainer

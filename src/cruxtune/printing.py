@@ -159,6 +159,7 @@ def show_rl(settings: RlSettings, manifest: dict[str, Any]) -> None:
         "problems": f"{facts['problems']} ({facts['problems_dropped']} too long and left out)",
         "rollouts": f"{done['rollouts']:,}, {done['tokens_generated']:,} tokens",
         "reward": f"{ends('reward')} in {done['steps']} steps",
+        "groups with equal rewards": ends("equal_rewards", 100, " %"),
         "validation accuracy": f"{ends('eval_accuracy', 100, ' %')} on {facts['validation_problems']} problems",
         "entropy there": f"{ends('eval_entropy')} nats a token",
         "KL to the start": f"{curves['eval_kl']['last']:.3g} nats a token",

@@ -30,6 +30,8 @@ _AS_IN_TRAIN = (
     "learning_rate",
     "load_best_model_at_end",
     "logging_nan_inf_filter",
+    "logging_steps",
+    "logging_strategy",
     "loss_type",
     "model_init_kwargs",
     "num_train_epochs",
@@ -67,6 +69,7 @@ REFUSED_RL_FIELDS = {
     "parallelism_config": "it cuts sequences into pieces, which GRPO cannot generate",
     "per_device_train_batch_size": _BATCHES,
     "remove_unused_columns": "the one column there is names the problem",
+    "restore_callback_states_from_checkpoint": "counts are carried through checkpoints already",
     "reward_weights": "use --format-reward",
     "steps_per_generation": _BATCHES,
     "temperature": "use --temperature",
@@ -168,19 +171,19 @@ class RlSettings(Settings):
         self.measured  # noqa: B018  it raises for a validation that is neither share, number nor source
         if self.generations < 2:
             raise ValueError(
-                f"generations {self.generations}: a response is compared with the others of its group, and alone it "
+                f"--generations {self.generations}: a response is compared with the others of its group, and alone it "
                 "always equals their mean, so that nothing would be learned; use 2 or more"
             )
         if self.batch_size * self.rollout_steps % self.generations:
             raise ValueError(
-                f"batch_size {self.batch_size} times rollout_steps {self.rollout_steps} is no multiple of generations "
-                f"{self.generations}: groups would be cut apart; change one of them"
+                f"--batch-size {self.batch_size} times --rollout-steps {self.rollout_steps} is no multiple of "
+                f"--generations {self.generations}: groups would be cut apart; change one of them"
             )
         check_micro_batch(self.batch_size, self.micro_batch_size)
         if self.format_reward and self.verifier.verifier:
             raise ValueError(
-                "format_reward goes by the form in which the verifier found the answer, and --verifier names no form; "
-                "leave out one of them"
+                "--format-reward goes by the form in which the verifier found the answer, and --verifier names no "
+                "form; leave out one of them"
             )
         check_fields(self.trainer, REFUSED_RL_FIELDS)
         return self

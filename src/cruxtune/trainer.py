@@ -224,7 +224,7 @@ def refuse_virtual_tokens(model: Any, asked: ModelSettings) -> None:
         if config.is_prompt_learning:
             raise ConfigError(
                 f"--model {asked.model} has a {config.peft_type.value} adapter, whose virtual tokens would shift every "
-                "weight; train the base model, or use --lora"
+                "weight; train the base model (with --lora, where an adapter is wanted)"
             )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 _LABELS = "the labels are ours: which tokens are trained is what --method decides"
 _BATCHES = "methods would no longer see the same rows in the same batches"
 _MEASURED = "use --validation, --probe, --evaluate-every and --keep"
+_LOGGED = "the log has every step, from which the curves are"
 _LAUNCHED = "it is the launcher's: use `accelerate launch` with a file of recipes/accelerate"
 _OURS = "the model and tokenizer are ours to load"
 
@@ -40,6 +41,8 @@ REFUSED_TRAINER_FIELDS = {
     "liger_kernel_config": "its loss ignores the labels that we give",
     "load_best_model_at_end": _MEASURED,
     "logging_nan_inf_filter": "it would log a loss that is not a number as 0",
+    "logging_steps": _LOGGED,
+    "logging_strategy": _LOGGED,
     "loss_type": "use --loss",
     "max_length": "truncation drops critical tokens silently; rows beyond the context are counted and left out",
     "metric_for_best_model": _MEASURED,
@@ -74,7 +77,7 @@ def check_fields(given: Iterable[str], refused: Mapping[str, str]) -> None:
     """
     for name, reason in refused.items():
         if name in given:
-            raise ValueError(f"trainer field {name} is refused: {reason}")
+            raise ValueError(f"--trainer {name} is refused: {reason}")
 
 
 def check_micro_batch(batch_size: int, micro_batch_size: int | None) -> None:
@@ -85,6 +88,6 @@ def check_micro_batch(batch_size: int, micro_batch_size: int | None) -> None:
     """
     if micro_batch_size and batch_size % micro_batch_size:
         raise ValueError(
-            f"micro_batch_size {micro_batch_size} does not divide batch_size {batch_size}: "
+            f"--micro-batch-size {micro_batch_size} does not divide --batch-size {batch_size}: "
             "the steps would not have the batch size that you asked for"
         )

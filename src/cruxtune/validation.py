@@ -80,7 +80,7 @@ def hold_back(
         try:
             source = ProblemSource.model_validate({**settings.validation_source, "problems": given})
         except ValidationError as error:
-            raise explain(error, "validation_source") from error
+            raise explain(error, "--validation-source") from error
         problems = load_problems(source, seed=seed + _SEED_APART, benchmarks_dir=benchmarks_dir)
     # Whatever decides which weights are kept is trained on in a way.
     refuse_test_problems(problems, f"--validation {given}")

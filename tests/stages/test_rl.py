@@ -378,7 +378,15 @@ def test_adapters_are_trained(start: str, world: Any, tmp_path: Path) -> None:
     assert model.peft_config["default"].r == 2
 
 
-def test_a_run_that_learns_nothing_stops(world: Any, tmp_path: Path) -> None:
+def test_cispo_cuts_off_what_is_far_from_the_start_alone(world: Any, tmp_path: Path) -> None:
+    """On the first step on a rollout, where every ratio is 1, its bound holds for none."""
+    reinforced(world, tmp_path / "out", loss="cispo", steps=2, evaluate_every=2)
+    first = log_of(tmp_path / "out")[1]
+    assert first["equal_rewards"] < 1
+    assert first["clipped"] == 0
+
+
+def test_a_run_that_learns_nothing_stops(world: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Groups of equal rewards in so many steps end the run with advice; its weights stay, and more patience goes on."""
     (tmp_path / "judge_none.py").write_text("def judge(text, problem):\n    return False\n")
     options = {"verifier": "judge_none:judge", "steps": 3, "evaluate_every": 3}
@@ -387,13 +395,17 @@ def test_a_run_that_learns_nothing_stops(world: Any, tmp_path: Path) -> None:
     for _ in range(2):
         with pytest.raises(DataError, match=advice):
             reinforced(world, tmp_path / "out", no_variance_steps=2, **options)
-    with pytest.raises(DataError, match="up to step 3"):
-        reinforced(world, tmp_path / "last", no_variance_steps=3, **options)
+    # Also where that is the last step, of which there is no checkpoint.
+    for _ in range(2):
+        with pytest.raises(DataError, match=r"up to step 3.*Nothing is kept"):
+            reinforced(world, tmp_path / "last", no_variance_steps=3, **options)
+    assert "learned nothing" not in caplog.text
     assert reinforced(world, tmp_path / "last", no_variance_steps=4, **options)["accounting"]["steps"] == 3
     assert (tmp_path / "out" / "trainer" / "checkpoint-2" / "model.safetensors").exists()
     assert not (tmp_path / "out" / "model.safetensors").exists()
     manifest = reinforced(world, tmp_path / "out", no_variance_steps=9, **options)
     assert manifest["accounting"]["steps"] == 3
+    assert "equal in all 3 steps, so that the model has learned nothing" in caplog.text
     assert manifest["curves"]["equal_rewards"]["last"] == 1
     assert manifest["curves"]["eval_kl"]["last"] == 0
 
@@ -525,8 +537,13 @@ def test_a_penalty_is_refused_where_its_reference_would_be_another_model(world: 
     reinforced(world, tmp_path / "on", model=str(tmp_path / "adapter"), steps=2, trainer={"beta": 0.1})
     assert (tmp_path / "on" / "adapter_model.safetensors").exists()
     assert not (tmp_path / "on" / "ref").exists()
-    reinforced(world, tmp_path / "out", steps=2, trainer={"beta": 0.1})
-    assert [entry["kl"] > 0 for entry in log_of(tmp_path / "out") if "kl" in entry] == [False, True]
+    done, plain = (
+        reinforced(world, tmp_path / f"out{beta}", steps=2, trainer={"beta": beta})["accounting"]["tokens_computed"]
+        for beta in (0.1, 0)
+    )
+    # One pass more, besides those that generate, compare with the rollouts and train twice.
+    assert done == plain * 5 / 4
+    assert [entry["kl"] > 0 for entry in log_of(tmp_path / "out0.1") if "kl" in entry] == [False, True]
 
 
 def test_test_problems_are_refused(world: Any, tmp_path: Path) -> None:

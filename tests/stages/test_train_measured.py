@@ -438,7 +438,7 @@ def test_gold_validates_on_solutions_kept_out(world: Any, tmp_path: Path) -> Non
     [
         ({"validation": 24}, "asks for 24 of 24 distinct problems"),
         ({"validation": "gsm8k.jsonl"}, "There is no file gsm8k.jsonl"),
-        ({"validation": "x.jsonl", "validation_source": {"splits": "a"}}, "validation_source.splits"),
+        ({"validation": "x.jsonl", "validation_source": {"splits": "a"}}, "--validation-source.splits"),
     ],
 )
 def test_what_cannot_be_held_back_is_an_error(

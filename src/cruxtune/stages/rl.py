@@ -46,7 +46,10 @@ from cruxtune.trainer import (
 from cruxtune.validation import Held, hold_back
 
 _WORK = "trainer"
-_CURVES = ("reward", "correct", "equal_rewards", "length", "truncated", "entropy", "clipped", "left_out")
+_CURVES = (
+    *("reward", "reward_std", "correct", "formed", "group_std", "equal_rewards", "length", "truncated", "entropy"),
+    *("clipped", "kl", "left_out", "grad_norm", "loss"),
+)
 
 _log = logging.getLogger("cruxtune")
 
@@ -152,7 +155,7 @@ def _train(
 ) -> None:
     """Train, and finish the workspace."""
     from cruxtune.drift import Drift
-    from cruxtune.grpo import LOGGED, build_grpo, steps_waited
+    from cruxtune.grpo import LOGGED, advice, build_grpo, steps_waited
     from cruxtune.rewards import Reward
 
     output, work = settings.output.output, settings.output.output / _WORK
@@ -200,6 +203,13 @@ def _train(
             if trainer.stuck:
                 _refuse_equal(
                     settings, last_checkpoint(work), trainer.steps_without_variance, trainer.state.global_step
+                )
+            if trainer.steps_without_variance == trainer.state.global_step:
+                _log.warning(
+                    "the rewards of every group were all equal in all %d steps, so that the model has learned nothing. "
+                    "To learn, %s",
+                    trainer.state.global_step,
+                    advice(settings),
                 )
             # What ends a sequence is as it was, and as it is in other stages.
             inner.generation_config = published
