@@ -178,8 +178,8 @@ def _results(study: RlStudy, result: Mapping[str, Any]) -> list[str]:
         *_curves(arms, _LOGGED),
         "",
         "Whether there was anything to learn, and how far it went. A group whose rewards are all equal teaches "
-        "nothing; shares are from 0 to 1. That of clipped ratios is over the steps whose rollouts an earlier policy made "
-        "(at the step that makes them every ratio is 1).",
+        "nothing; shares are from 0 to 1. That of clipped ratios is over the steps whose rollouts an earlier policy "
+        "made (at the step that makes them every ratio is 1).",
         "",
         *_curves(arms, _CHECKS),
         "",

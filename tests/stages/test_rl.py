@@ -16,8 +16,9 @@ from cruxtune.problems import ProblemSource, load_problems
 from cruxtune.records import Problem
 from cruxtune.rl_settings import RlSettings
 from cruxtune.settings import build
-from cruxtune.stage_settings import EvaluateSettings
+from cruxtune.stage_settings import EvaluateSettings, RespondSettings
 from cruxtune.stages.evaluate import evaluate
+from cruxtune.stages.respond import respond
 from cruxtune.store import read_manifest, read_rows
 from cruxtune.validation import draw
 
@@ -196,6 +197,29 @@ def test_the_kl_is_that_of_its_definition(learned: tuple[Any, dict[str, Any]]) -
     assert log_of(world.root / "out")[-1]["eval_kl"] == pytest.approx(torch.cat(terms).mean().item(), rel=1e-4)
 
 
+@pytest.mark.parametrize(("device", "on_gpu"), [("cpu", False), ("cuda:0", True)])
+def test_the_hardware_decides_what_is_computed_again(
+    device: str, on_gpu: bool, world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU activations are recomputed and the trainer uses it; on the CPU neither."""
+    asked: dict[str, Any] = {}
+
+    def stop(_: Any, options: dict[str, Any], __: Any) -> None:
+        asked.update(options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cruxtune.grpo.make_config", stop)
+    monkeypatch.setattr("cruxtune.grpo.pick_device", lambda _: device)
+    monkeypatch.setattr("cruxtune.trainer.pick_device", lambda _: device)
+    monkeypatch.setattr("cruxtune.trainer.computes_in_bfloat16", lambda name: name == "cuda:0")
+    for given in ({}, {"activation_checkpointing": not on_gpu}):
+        with pytest.raises(KeyboardInterrupt):
+            reinforced(world, tmp_path / f"out{len(given)}", dtype="auto", trainer=given)
+        assert asked["use_cpu"] is not on_gpu
+        assert asked["bf16"] is on_gpu
+        assert asked["activation_checkpointing"] is (on_gpu if not given else not on_gpu)
+
+
 def test_rollouts_may_serve_several_steps(world: Any, tmp_path: Path) -> None:
     """With --rollout-steps 2 they are made for two steps, each of which trains on its half."""
     manifest = reinforced(world, tmp_path / "out", rollout_steps=2, iterations=1, steps=2, loss="dapo")
@@ -227,11 +251,6 @@ def test_prompt_ids_are_those_of_respond(
     from tokenizers.processors import TemplateProcessing
     from transformers import AutoTokenizer
 
-    from cruxtune.models import load_tokenizer
-    from cruxtune.problems import ProblemSource, load_problems
-    from cruxtune.prompts import Renderer
-    from cruxtune.settings import ModelSettings, PromptSettings
-
     tokenizer = AutoTokenizer.from_pretrained(world.model)
     bos = tokenizer.convert_tokens_to_ids("<bos>")
     tokenizer._tokenizer.post_processor = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", bos)])
@@ -250,9 +269,9 @@ def test_prompt_ids_are_those_of_respond(
 
     monkeypatch.setattr(LlamaForCausalLM, "generate", spy)
     reinforced(world, tmp_path / "out", steps=1, template=template)
-    renderer = Renderer(load_tokenizer(ModelSettings(model=str(world.model))), PromptSettings(template=template))
-    problems = load_problems(ProblemSource(problems=str(world.problems), kind="custom"))
-    wanted = {tuple(renderer.render(problem)) for problem in problems}
+    monkeypatch.setattr(LlamaForCausalLM, "generate", generate)
+    respond(world.settings(RespondSettings, output=tmp_path / "responses", template=template, samples=8))
+    wanted = {tuple(response["prompt_ids"]) for response in read_rows(tmp_path / "responses")}
     assert len(seen) == 8
     assert {tuple(ids) for ids in seen} <= wanted
     assert len({tuple(ids) for ids in seen}) == 2
@@ -315,6 +334,30 @@ def test_the_log_is_of_what_was_rolled(
         assert entry["truncated"] == np.mean([one[-1] not in ends for one in ids])
     assert any(entry["reward_std"] > 0 for entry in logged)
     assert all(("formed" in entry) == bool(weight) for entry in logged)
+
+
+@pytest.mark.slow
+def test_an_interrupted_adapter_goes_on(world: Any, tmp_path: Path) -> None:
+    """A new adapter, and one that is trained on beside what it was, end as those of whole runs."""
+    import torch
+
+    reinforced(world, tmp_path / "first", lora=True, lora_rank=2, steps=2)
+    for name, options in (
+        ("new", {"lora": True, "lora_rank": 2}),
+        ("on", {"model": str(tmp_path / "first"), "trainer": {"beta": 0.1}}),
+    ):
+        options["trainer"] = {**options.get("trainer", {}), "save_steps": 4}
+        reinforced(world, tmp_path / f"{name}-whole", steps=6, **options)
+        with pytest.MonkeyPatch.context() as patch:
+            stop_at(patch, 5)
+            with pytest.raises(KeyboardInterrupt):
+                reinforced(world, tmp_path / f"{name}-cut", steps=6, **options)
+        assert (tmp_path / f"{name}-cut" / "trainer" / "checkpoint-4").is_dir()
+        reinforced(world, tmp_path / f"{name}-cut", steps=6, **options)
+        whole, cut = (weights_of(tmp_path / f"{name}-{how}") for how in ("whole", "cut"))
+        assert whole.keys() == cut.keys()
+        assert all(torch.equal(whole[key], cut[key]) for key in whole)
+        assert log_of(tmp_path / f"{name}-whole") == log_of(tmp_path / f"{name}-cut")
 
 
 @pytest.mark.slow
