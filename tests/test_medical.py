@@ -87,6 +87,12 @@ def test_the_recipe_runs_from_problems_to_comparisons(
         done = run(recipe, limit=12)
     responses = list(read_rows(recipe.output / "responses"))
     assert {row["kind"] for row in responses} == {"choice"}
+    # Nothing but an option's letter is ever extracted, in any stage.
+    letters = {*"ABC", None}
+    assert {row["extracted"] for row in responses} <= letters
+    assert {row["extracted"] for row in read_rows(recipe.output / "annotations", "rollouts")} <= letters
+    assert {row["extracted"] for row in read_rows(recipe.output / "evaluations" / "cft")} <= letters
+    assert "| cft - sft |" in (recipe.output / "comparison" / "comparison.md").read_text()
     assert 0 < sum(row["correct"] for row in responses) < len(responses)
     assert done.manifests["annotate"]["accounting"]["critical_tokens"] > 0
     summary = summarise(recipe, done.manifests, done.seconds, command="test")

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from cruxtune.stage_settings import (
         AnnotateSettings,
         CompareSettings,
+        EstimateSettings,
         EvaluateSettings,
         GradeSettings,
         RespondSettings,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     )
     from cruxtune.stages.annotate import annotate
     from cruxtune.stages.compare import compare
+    from cruxtune.stages.estimate import estimate
     from cruxtune.stages.evaluate import evaluate
     from cruxtune.stages.export import export
     from cruxtune.stages.grade import grade
@@ -37,7 +39,9 @@ if TYPE_CHECKING:
     from cruxtune.stages.respond import respond
     from cruxtune.stages.rl import rl
     from cruxtune.stages.select import select
+    from cruxtune.stages.stats import stats
     from cruxtune.stages.train import train
+    from cruxtune.stats_settings import StatsSettings
     from cruxtune.suite import evaluate_benchmarks
     from cruxtune.verifiers import Verifier, verify
 
@@ -62,6 +66,7 @@ _HOMES = {
     "cruxtune.stage_settings": (
         "AnnotateSettings",
         "CompareSettings",
+        "EstimateSettings",
         "EvaluateSettings",
         "GradeSettings",
         "RespondSettings",
@@ -70,6 +75,7 @@ _HOMES = {
     ),
     "cruxtune.stages.annotate": ("annotate",),
     "cruxtune.stages.compare": ("compare",),
+    "cruxtune.stages.estimate": ("estimate",),
     "cruxtune.stages.evaluate": ("evaluate",),
     "cruxtune.stages.export": ("export",),
     "cruxtune.stages.grade": ("grade",),
@@ -77,7 +83,9 @@ _HOMES = {
     "cruxtune.stages.respond": ("respond",),
     "cruxtune.stages.rl": ("rl",),
     "cruxtune.stages.select": ("select",),
+    "cruxtune.stages.stats": ("stats",),
     "cruxtune.stages.train": ("train",),
+    "cruxtune.stats_settings": ("StatsSettings",),
     "cruxtune.suite": ("evaluate_benchmarks",),
     "cruxtune.verifiers": ("Verifier", "verify"),
 }
@@ -88,6 +96,7 @@ __all__ = [
     "Annotation",
     "CompareSettings",
     "CruxtuneError",
+    "EstimateSettings",
     "EvaluateSettings",
     "Evaluation",
     "ExportSettings",
@@ -103,12 +112,14 @@ __all__ = [
     "Rollout",
     "SelectSettings",
     "Selection",
+    "StatsSettings",
     "TrainSettings",
     "Verdict",
     "Verifier",
     "annotate",
     "build",
     "compare",
+    "estimate",
     "evaluate",
     "evaluate_benchmarks",
     "export",
@@ -121,6 +132,7 @@ __all__ = [
     "run",
     "select",
     "split_problems",
+    "stats",
     "train",
     "verify",
 ]

@@ -49,7 +49,7 @@ def show_benchmarks(settings: BenchmarkSettings) -> dict[str, Any]:
         )
     Console().print(table)
     stderr.print(
-        "paper stands for the first eleven but math500, medical for the last three. A test split is never trained on; "
+        "paper stands for the first twelve but math500, medical for the last three. A test split is never trained on; "
         "where there is no training split, take problems from elsewhere.",
         soft_wrap=True,
     )

@@ -128,8 +128,12 @@ def refuse_test_problems(problems: Iterable[Problem], what: str) -> None:
 def _check_split(name: str, split: str, directory: Path | None) -> None:
     benchmark = BENCHMARKS[name]
     if split not in benchmark.splits:
-        why = "it is for evaluation only" if split == "train" else f"its splits are {', '.join(benchmark.splits)}"
-        raise ConfigError(f"{benchmark.title} ({BENCHMARK}{name}) has no {split} split: {why}. Use other problems.")
+        where = f"{benchmark.title} (--problems {BENCHMARK}{name})"
+        if split == "train":
+            raise ConfigError(f"{where} has no training split: it is for evaluation only. Train on other problems.")
+        raise ConfigError(
+            f"{where} has no split {split!r} (--split): its splits are {', '.join(benchmark.splits)}. Name one of them."
+        )
     if split == "train" and directory is not None and local_file(name, split, directory) is None:
         raise ConfigError(
             f"{benchmark.title} ({BENCHMARK}{name}) has no training split in --benchmarks-dir {directory}: there is no "

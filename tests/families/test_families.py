@@ -1,6 +1,6 @@
 """Families of models through every stage, engine and export: their tokenizers' habits must change nothing.
 
-The counts of what was compared are printed at the end: `pytest tests/test_families.py`.
+The counts of what was compared are printed at the end: `pytest tests/families`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -175,6 +175,7 @@ def run(
             leaves = {"responses": root / "responses", "output": root / name, "every_alternative": True}
             annotate.annotate(build(AnnotateSettings, leaves), policy=policy)
         annotations = {"annotations": root / "annotations"}
+        digits = any(char.isdigit() for annotation in made.annotations() for char in annotation.response.text)
         for method in SELECT_METHODS:
             leaves = {**annotations, "method": method, "output": root / "selections" / method}
             if method == "rho1":
@@ -182,7 +183,8 @@ def run(
             if method in ("union", "intersection"):
                 leaves |= {"first": "critical", "second": "numeric" if method == "union" else "all"}
             # Responses of random weights may have no digit, which is an error that says so.
-            with suppress(DataError) if method == "numeric" else nullcontext():
+            absent = pytest.raises(DataError, match="numeric") if method == "numeric" and not digits else nullcontext()
+            with absent:
                 select.select(build(SelectSettings, leaves))
         for name, leaves in TRAINED.items():
             source = {"problems": common["problems"], **own} if name == "gold" else annotations
@@ -426,6 +428,56 @@ def test_pairs_for_dpo_are_what_the_policy_said(run: Run) -> None:
         assert pair.prompt_ids == [*response.prompt_ids, *ids[:place]]
         assert (pair.chosen_ids, pair.rejected_ids) == (ids[place:], others[place:])
     run.counts["pairs for DPO"] = len(pairs)
+
+
+@pytest.mark.parametrize("name", ["olmo2", "llama3"])
+def test_a_blank_line_ends_what_a_base_model_says(
+    name: str, verifier: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked with a worked example, as the recipes do: in every stage, and not in the checkpoint's own ends."""
+    from cruxtune.stages import annotate, evaluate, respond, rl, train
+
+    family = FAMILIES[name]
+    family = replace(
+        family,
+        words=("\n\n",),
+        stops=(*family.stops, "\n\n"),
+        config={**family.config, "max_position_embeddings": 2048},
+    )
+    made = Run(family, tmp_path)
+    make_checkpoint(family, tmp_path / "model")
+    rows = [{"id": f"p{n}", "question": f"What is {n} and {n * 7}?", "answer": f"{n * 8}"} for n in range(8)]
+    (tmp_path / "problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    common = {"problems": str(tmp_path / "problems.jsonl"), "kind": "custom", "verifier": "judge_even:judge"}
+    common |= {"max_new_tokens": LIMIT, "template": "plain", "examples": "word", "shots": 1}
+    own = made.model().model_dump()
+    for stage in (annotate, evaluate, respond, rl):
+        monkeypatch.setattr(stage, "open_verifier", lambda settings: nullcontext(verifier))
+    respond.respond(build(RespondSettings, {**common, **own, "output": tmp_path / "responses", "loop_stop": False}))
+    leaves = {"responses": tmp_path / "responses", "output": tmp_path / "annotations", "every_alternative": True}
+    annotate.annotate(build(AnnotateSettings, leaves))
+    leaves = {"annotations": tmp_path / "annotations", "method": "cft", "batch_size": 4, "epochs": 1}
+    train.train(build(TrainSettings, {**leaves, "learning_rate": 1e-3, "output": tmp_path / "cft"}))
+    leaves = {"method": "grpo", "generations": 4, "batch_size": 8, "steps": 2, "learning_rate": 1e-2, "validation": 2}
+    watch(monkeypatch, made, "grpo")
+    rl.rl(build(RlSettings, {**common, **own, **leaves, "evaluate_every": 2, "output": tmp_path / "grpo"}))
+    leaves = {**common, **made.model("cft").model_dump(), "output": tmp_path / "scores", "samples": 1}
+    evaluate.evaluate(build(EvaluateSettings, {**leaves, "loop_stop": False}))
+
+    said = {
+        "respond": [response.response_ids for response in made.responses()],
+        "annotate": [row["ids"] for row in read_rows(tmp_path / "annotations", "rollouts")],
+        "rl": made.rolled["grpo"],
+        "evaluate": [row["response_ids"] for row in read_rows(tmp_path / "scores")],
+    }
+    tokenizer = load_renderer(made.model(), PromptSettings()).renderer.tokenizer
+    blank = tokenizer.convert_tokens_to_ids("\n\n")
+    for stage, responses in said.items():
+        assert any(ids[-1] == blank for ids in responses), stage
+        assert not any(blank in ids[:-1] for ids in responses), stage
+    for trained in ("cft", "grpo"):
+        model, _ = load_model(made.model(trained))
+        assert blank not in model.generation_config.eos_token_id
 
 
 def test_models_are_compared(run: Run) -> None:

@@ -152,6 +152,31 @@ CHOICE = [
     ("The answer is a heparin.", "B", "phrase"),
     ("A: heparin or aspirin\nB: heparin", "B", "line"),
     ("<think>The answer is A</think>The answer is D", "D", "phrase"),
+    # What a line begins with is a comment where there is an explicit form.
+    ("Heparin, a fast drug, is wrong here, so the answer is \\boxed{D}.", "D", "boxed"),
+    ("The answer is \\boxed{D}.\nHeparin, then, is wrong.", "D", "boxed"),
+    ("Heparin, since it acts fast", "B", "line"),
+    # Two options at once.
+    ("A. Heparin, as it acts fast.", None, "no-answer"),
+    ("The answer is (A) heparin, because it acts fast.", None, "no-answer"),
+    ("The answer is A — heparin", None, "no-answer"),
+    ("The answer is A (heparin).", None, "no-answer"),
+    ("I choose A: heparin", None, "no-answer"),
+    ("A: heparin\nThat is all there is to say", None, "no-answer"),
+    ("\\boxed{A = heparin}", None, "no-answer"),
+    ("\\boxed{A or B}", None, "no-answer"),
+    ("\\boxed{A, B}", None, "no-answer"),
+    ("It must be both A and B", None, "no-answer"),
+    ("It is A or B", None, "no-answer"),
+    ("A and B are wrong, so C", "C", "last-letter"),
+    ("A: heparin, B: aspirin, so the answer is (D)", "D", "phrase"),
+    # A sentence of its own behind the letter.
+    ("The answer is A. Heparin inhibits thrombin, and that is not asked.", "A", "phrase"),
+    # Letters that point at nothing.
+    ("It needs vitamin C and heparin", "B", "last-option"),
+    ("Which drug\nC it is, I think", "C", "last-letter"),
+    ("It is a B-cell disease", None, "no-answer"),
+    ("Aspirin.", "A", "line"),
 ]
 
 
@@ -161,6 +186,44 @@ def test_choice(text: str, answer: str | None, form: str) -> None:
     found = extract_choice(text, options("A", DRUGS))
     assert found.answer == answer
     assert found.form in form.split("-or-")
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "form"),
+    [
+        ("It is a fungus.\n\nAmphotericin B", "C", "line"),
+        ("It is most like diffuse B-cell lymphoma, I think", "B", "last-option"),
+        ("The answer is C. difficile.", "A", "phrase"),
+        ("The answer is C. difficile toxin.", "D", "phrase"),
+        ("C. difficile", "A", "line"),
+        ("C. difficile toxin, which is found in stool", "D", "line"),
+        ("I choose C", "C", "last-letter"),
+        ("I choose C. difficile", "A", "last-option"),
+    ],
+)
+def test_options_with_letters_of_their_own(text: str, answer: str, form: str) -> None:
+    """A letter within an option's text is not that of another option, and of two options the longer one is meant."""
+    known = options("A", ["C. difficile", "Diffuse B-cell lymphoma", "Amphotericin B", "C. difficile toxin"])
+    assert extract_choice(text, known) == Found(answer, form)
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (r"\boxed{1/3}", None),
+        (r"\boxed{0.5}", None),
+        (r"\boxed{\frac{1}{4}}", "B"),
+        (r"\boxed{1}", "D"),
+        ("The answer is 1, since all of them are.", "D"),
+        ("It is 1-2 in all", None),
+        (r"\boxed{25 \%}", "C"),
+        ("The answer is 25 %.", "C"),
+        ("The answer is 125 %.", None),
+    ],
+)
+def test_options_that_are_numbers(text: str, answer: str | None) -> None:
+    """A number is an option as a whole, however fractions and per cent are written."""
+    assert extract_choice(text, options("B", ["0", "1/4", "25%", "1"])).answer == answer
 
 
 @pytest.mark.parametrize(
