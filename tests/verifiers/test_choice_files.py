@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from cruxtune.problems import ProblemSource, load_problems
-from cruxtune.verifiers.choice import extract_choice, options
+from cruxtune.verifiers.choice import extract_choice
+from cruxtune.verifiers.options import options
 
 ROOT = Path(__file__).parents[2]
 FILES = Path(os.environ.get("CRUXTUNE_BENCHMARKS", ROOT.parent / "shared" / "benchmarks"))
@@ -63,5 +64,9 @@ def test_options_are_found_however_they_are_stated(name: str) -> None:
             text = template.format(**said)
             if (found := extract_choice(text, known)).answer != answer:
                 wrong.append((problem.id, text, found))
+        # A list of all options chooses none, whatever comes before it.
+        listed = "\n".join(f"({letter}) {text}" for letter, text in zip(known.letters, known.texts, strict=True))
+        assert extract_choice(listed, known).answer is None, listed
+        assert extract_choice(f"\\boxed{{{said['gold']}}}\n\n{listed}", known).answer == known.name(place), listed
     assert len(wrong) == ODD[name], wrong
     assert len({problem for problem, *_ in wrong}) == min(1, ODD[name])

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cruxtune.verifiers import FALLBACK_REASONS
-from cruxtune.verifiers.choice import extract_choice, options
+from cruxtune.verifiers.choice import extract_choice
 from cruxtune.verifiers.extract import (
     Found,
     clean,
@@ -19,6 +19,7 @@ from cruxtune.verifiers.extract import (
     lone_number,
     normalised,
 )
+from cruxtune.verifiers.options import options
 
 MATH = [
     ("Nine boxes of 6 pens are 54 pens.\n#### 54", "54", "hash"),

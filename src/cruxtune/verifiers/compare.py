@@ -23,7 +23,7 @@ from typing import Any
 from cruxtune.errors import VerifierError
 from cruxtune.records import Problem, Verdict
 from cruxtune.verifiers.answers import USUAL, Rules, answers_equal
-from cruxtune.verifiers.choice import extract_choice, options
+from cruxtune.verifiers.choice import extract_choice
 from cruxtune.verifiers.extract import (
     TEXT_MACRO,
     clean,
@@ -36,6 +36,7 @@ from cruxtune.verifiers.extract import (
     states_only,
 )
 from cruxtune.verifiers.guard import math_verify
+from cruxtune.verifiers.options import options
 
 BeforeAlgebra = Callable[[str, str], None]
 """Hears of a gold answer and an extracted one right before symbolic algebra, which can take for ever, compares them."""
