@@ -50,9 +50,9 @@ def made_up(directory: Path) -> Path:
 
 @pytest.fixture
 def model(tmp_path: Path, tiny_model: Callable[..., Any], tiny_tokenizer: Callable[..., Any]) -> Path:
-    """A tiny model that says little but letters and what may stand between them."""
+    """A tiny model that says little but a letter and what may stand beside it."""
     made = tiny_model("llama", context=8192, eos=[258])
-    made.get_output_embeddings().weight.data[list(b"ABC ()\n")] *= 3
+    made.get_output_embeddings().weight.data[list(b"A ()\n")] *= 3
     with quiet_libraries():
         made.save_pretrained(tmp_path / "model")
         tiny_tokenizer("chatml").save_pretrained(tmp_path / "model")
