@@ -8,7 +8,7 @@ from typing import Any
 from cruxtune.comparison_page import percent
 from cruxtune.power import detectable_difference, points_or_none
 from cruxtune.rl_study import RlStudy, begins_as
-from cruxtune.rl_study_summary import ACCURACY, SAMPLED
+from cruxtune.rl_study_summary import ACCURACY, PARTS, SAMPLED
 from cruxtune.study import Study
 
 _CLAIM = (
@@ -35,7 +35,6 @@ _CHECKS = {
     "clipped": "clipped ratios",
     "truncated": "truncated rollouts",
 }
-_PARTS = ("annotation", "training", "rl")
 _HELDOUT = {"pass@1": "greedy pass@1", "pass@1_sampled": "pass@1 of samples"}
 
 
@@ -111,16 +110,13 @@ def _plan(study: RlStudy) -> list[str]:
                 f"All compute of {arm.compute_of} may buy more than {arm.most_steps} steps. Then {name} does not come "
                 "to as many tokens, and no other arm does: the tables at equal compute say how far it came.",
             ]
-        lines += [
-            text
-            for other in study.arms
-            if begins_as(study, name, other)
-            for text in (
-                "",
-                f"Run s of {name} begins as that of {other} does, with the same model, seed and problems, and goes "
-                "on: the two are not independent.",
-            )
-        ]
+        for other in study.arms:
+            if begins_as(study, name, other):
+                lines += [
+                    "",
+                    f"Run s of {name} begins as that of {other} does, with the same model, seed and problems, and goes "
+                    "on: the two are not independent.",
+                ]
     lines += [
         "",
         "A run is not independent of the model that it goes on from, which the comparison takes it to be. Where seeds "
@@ -202,7 +198,7 @@ def _results(study: RlStudy, result: Mapping[str, Any]) -> list[str]:
         "",
         "| arm | annotation | training | GRPO |",
         "| --- | ---: | ---: | ---: |",
-        *(f"| {name} | {_counts(arm, 'seconds', 60, _PARTS)} |" for name, arm in arms.items()),
+        *(f"| {name} | {_counts(arm, 'seconds', 60, PARTS)} |" for name, arm in arms.items()),
         "",
         "### At equal total compute",
         "",
@@ -272,7 +268,7 @@ def _cost(name: str, arm: Mapping[str, Any]) -> str:
     return f"| {name} | {len(arm['seeds'])} | {steps} | {_counts(arm, 'compute', 1)} |"
 
 
-def _counts(arm: Mapping[str, Any], of: str, unit: int, parts: Sequence[str] = (*_PARTS, "total")) -> str:
+def _counts(arm: Mapping[str, Any], of: str, unit: int, parts: Sequence[str] = (*PARTS, "total")) -> str:
     return " | ".join(f"{arm[of][part] / unit:,.0f}" for part in parts)
 
 

@@ -11,7 +11,7 @@ from cruxtune.rl_study import RlStudy, runs
 
 FORMAT = 1
 ACCURACY, SAMPLED, COMPUTE = "eval_accuracy", "eval_accuracy_sampled", "tokens_computed"
-_PARTS = ("annotation", "training", "rl")
+PARTS = ("annotation", "training", "rl")
 
 Result = Mapping[str, Any]
 """The JSON of a cell."""
@@ -132,8 +132,8 @@ def _arm(study: RlStudy, name: str, results: Sequence[Result], before: Sequence[
 
 def _parts(costs: Sequence[Mapping[str, float]]) -> dict[str, int]:
     """Return the means over seeds of each part, and of their sum."""
-    total = [sum(cost[part] for part in _PARTS) for cost in costs]
-    return {**{part: _mean([cost[part] for cost in costs]) for part in _PARTS}, "total": _mean(total)}
+    total = [sum(cost[part] for part in PARTS) for cost in costs]
+    return {**{part: _mean([cost[part] for cost in costs]) for part in PARTS}, "total": _mean(total)}
 
 
 def _spent(result: Result) -> list[tuple[int, dict[str, float]]]:

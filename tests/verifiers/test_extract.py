@@ -336,7 +336,13 @@ def test_forms_in_order() -> None:
     ]
 
 
-@pytest.mark.parametrize("piece", ["\\boxed{", "The answer is 5. ", "#### 5 ", "the answer is $$ ", "1,234", "{", " "])
+@pytest.mark.parametrize(
+    "piece",
+    [
+        *("\\boxed{", "The answer is 5. ", "#### 5 ", "the answer is $$ ", "1,234", "{", " "),
+        *("A or B ", "(", "Heparin ", "A) Aspirin\n", "A, ", "not ", "A is ", "\n"),
+    ],
+)
 def test_endless_repetition_is_quick(piece: str) -> None:
     """A text that repeats itself for tens of thousands of characters, as greedy decoding does, takes no second."""
     text = piece * (50_000 // len(piece))

@@ -46,10 +46,8 @@ from cruxtune.trainer import (
 from cruxtune.validation import Held, hold_back
 
 _WORK = "trainer"
-_CURVES = (
-    *("reward", "reward_std", "correct", "formed", "group_std", "equal_rewards", "length", "truncated", "entropy"),
-    *("clipped", "kl", "left_out", "grad_norm", "loss"),
-)
+_NO_CURVES = ("step", "epoch", "learning_rate", "tokens_computed")
+"""What the log has besides, which is known without it."""
 
 _log = logging.getLogger("cruxtune")
 
@@ -242,7 +240,7 @@ def _finish(
     """Write what there is to say of the weights, and finish the workspace."""
     output = settings.output.output
     write_atomic(output / "training_log.jsonl", "".join(json.dumps(entry) + "\n" for entry in log).encode())
-    names = (*_CURVES, *sorted({name for entry in log for name in entry if name.startswith("eval_")}))
+    names = sorted({name for entry in log for name in entry}.difference(_NO_CURVES))
     results = {
         "base_model": settings.model.model,
         "settings": settings.model_dump(mode="json"),

@@ -10,7 +10,17 @@ from __future__ import annotations
 import re
 
 from cruxtune.verifiers.extract import NOTHING, Found, answer_text, explicit_forms, last_lines
-from cruxtune.verifiers.options import Options, begins, divided, lettered, named, occurrences, plain, uncovered, whole
+from cruxtune.verifiers.options import (
+    Options,
+    another_begins,
+    divided,
+    lettered,
+    named,
+    occurrences,
+    plain,
+    uncovered,
+    whole,
+)
 
 _TAIL = 2000
 """Characters at the end of a text in which an option is looked for."""
@@ -116,7 +126,7 @@ def _without_list(text: str, known: Options) -> str:
             labels[number] = None
     if len({index for index, _ in filter(None, labels)}) < 2:
         return text
-    last = max(number for number, line in enumerate(lines) if line.strip())
+    last = filled[-1]
     said = labels[last]
     restated = (
         said is not None
@@ -149,14 +159,12 @@ def _label(line: str, known: Options) -> tuple[int, int] | None:
 def _with_reason(line: str, known: Options) -> int | None:
     """Return the option whose text a line begins with, the longest one, where a reason follows after a mark."""
     line = plain(uncovered(line))
-    texts = list(map(plain, known.texts))
-    begun = [(len(option), index) for index, option in enumerate(texts) if option and line.startswith(option)]
+    begun = [(len(option), index) for index, option in enumerate(known.folded) if option and line.startswith(option)]
     if not begun:
         return None
     length, index = max(begun)
     rest = line[length:]
-    others = [option for number, option in enumerate(texts) if number != index]
-    if rest[:1] not in tuple(",.;:!") or any(begins(option, rest[1:].lstrip()) for option in others):
+    if rest[:1] not in tuple(",.;:!") or another_begins(rest[1:].lstrip(), index, known):
         return None
     return None if _WRONG.search(rest) and not known.are_words else index
 
@@ -205,7 +213,7 @@ def _last_named(text: str, known: Options) -> int | None:
     text = plain(text)
     ends = [
         (match.end(), -match.start(), index)
-        for index, option in enumerate(map(plain, known.texts))
+        for index, option in enumerate(known.folded)
         for match in occurrences(option, text)
         # Prose is full of "no": there it has to end a clause.
         if not known.are_words or re.match(r"\s*(?:[.,;:!)]|$)", text[match.end() : match.end() + 9])

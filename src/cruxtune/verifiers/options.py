@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 import string
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
 
 from cruxtune.verifiers.extract import TEXT_MACRO, clean, normalised
 
@@ -51,7 +52,8 @@ _DASHES = re.compile(r"^[-‒–—―]+(?!\d)|[-‒–—―]+$")
 _FRACTION = re.compile(r"\\[dt]?frac\s*\{([^{}]+)\}\s*\{([^{}]+)\}")
 
 
-class Options(NamedTuple):
+@dataclass(frozen=True)
+class Options:
     """A problem's options: letters (none for word answers), texts, the gold's name, and whether names are letters."""
 
     letters: str
@@ -63,10 +65,24 @@ class Options(NamedTuple):
         """Return an option's name, of the kind that the gold has."""
         return self.letters[index] if self.by_letter else self.texts[index]
 
-    @property
+    def is_another(self, letter: str, index: int) -> bool:
+        """Return whether a letter is that of an option, and not of this one."""
+        return letter in self.letters and letter != self.letters[index]
+
+    @cached_property
+    def folded(self) -> list[str]:
+        """The texts as `plain` has them; they are compared with every form of a response."""
+        return list(map(plain, self.texts))
+
+    @cached_property
+    def cores(self) -> list[str]:
+        """The texts, folded, without the marks around them; of one that is nothing else, the marks."""
+        return [_core(text) for text in self.texts]
+
+    @cached_property
     def are_words(self) -> bool:
         """Whether the options are yes, no and maybe, which prose is full of."""
-        return bool(self.texts) and all(plain(text) in _WORDS for text in self.texts)
+        return bool(self.texts) and all(text in _WORDS for text in self.folded)
 
 
 def options(gold: str, choices: Sequence[str] | None) -> Options:
@@ -96,14 +112,13 @@ def whole(text: str, known: Options) -> int | None:
     """Return the option that a text is, and nothing else: its letter, its text, or both."""
     text = uncovered(text)
     text = text.upper() if len(text) == 1 else text
-    texts = list(map(_core, known.texts))
     if found := lettered(text, known):
         index, match = found
         rest = _beside(match)
-        if not rest or (texts and rest == texts[index]):
+        if not rest or (known.texts and rest == known.cores[index]):
             return index
     core = _core(text)
-    return texts.index(core) if core and core in texts else None
+    return known.cores.index(core) if core and core in known.cores else None
 
 
 def named(answer: str, known: Options) -> int | None:
@@ -112,18 +127,17 @@ def named(answer: str, known: Options) -> int | None:
     if len(answer) == 1:
         answer = answer.upper()
     text = plain(answer)
-    texts = list(map(plain, known.texts))
     # An option's text may begin with a letter of its own ("C. difficile").
-    own = [index for index, option in enumerate(texts) if len(option) > 1 and begins(option, text)]
+    own = [index for index, option in enumerate(known.folded) if len(option) > 1 and begins(option, text)]
     if (found := lettered(answer, known)) and not any(_LETTER.match(known.texts[index]) for index in own):
         index, match = found
         rest = match["rest"]
-        follows = texts and plain(rest).startswith(texts[index])
+        follows = known.texts and plain(rest).startswith(known.folded[index])
         if not rest.strip() or not match["bare"] or _AFTER_LETTER.match(rest) or follows:
             return index
     spans = [
         (first.start(), -first.end(), index)
-        for index, option in enumerate(texts)
+        for index, option in enumerate(known.folded)
         if (first := next(occurrences(option, text), None))
     ]
     # An option inside a longer one ("fever" in "yellow fever") is not what the text names.
@@ -142,17 +156,16 @@ def divided(text: str, known: Options, *, entirely: bool = False) -> bool:
     index, match = found
     bare_rest = re.sub(r'[*_"“”$\\]', "", match["rest"])
     another = _ANOTHER_LETTER.match(bare_rest)
-    if another and another["letter"] in known.letters and another["letter"] != known.letters[index]:
+    if another and known.is_another(another["letter"], index):
         return not entirely or not bare_rest[another.end() :].strip(_MARKS)
     # "A heparin" has an article.
     if match["bare"] and not _AFTER_LETTER.match(match["rest"]):
         return False
-    beside = _beside(match)
-    texts = list(map(_core, known.texts))
+    beside, texts = _beside(match), known.cores
     if not texts or beside == texts[index] or (entirely and beside not in texts):
         return False
     if beside.startswith(texts[index]) and (label := _ANOTHER_LABEL.match(beside[len(texts[index]) :])):
-        return (label["round"] or label["bare"]).upper() in known.letters.replace(known.letters[index], "")
+        return known.is_another((label["round"] or label["bare"]).upper(), index)
     # A sentence on another option: "B. Aspirin, an antiplatelet, is ineffective."
     if match["rest"].startswith(".") and not known.are_words and _DENIED.search(match["rest"]):
         return False
@@ -166,7 +179,13 @@ def divided(text: str, known: Options, *, entirely: bool = False) -> bool:
 
 def begins(option: str, text: str) -> bool:
     """Return whether a folded text begins with an option as a whole."""
-    return any(match.start() == 0 for match in occurrences(option, text))
+    first = next(occurrences(option, text), None)
+    return first is not None and first.start() == 0
+
+
+def another_begins(text: str, index: int, known: Options) -> bool:
+    """Return whether a folded text begins with an option other than this one."""
+    return any(begins(option, text) for number, option in enumerate(known.folded) if number != index)
 
 
 def occurrences(option: str, text: str) -> Iterator[re.Match[str]]:
@@ -205,17 +224,16 @@ def plain(text: str) -> str:
 
 def _begins_with_two(text: str, known: Options) -> bool:
     """Return whether a folded text begins with an option's text and names another one: "heparin (A)", "yes or no"."""
-    begun = [(len(option), number) for number, option in enumerate(map(plain, known.texts)) if begins(option, text)]
+    begun = [(len(option), number) for number, option in enumerate(known.folded) if begins(option, text)]
     if not begun:
         return False
     length, index = max(begun)
     after = text[length:]
     label = _LABEL_BEHIND.match(after)
-    if label and label["letter"].upper() in known.letters.replace(known.letters[index : index + 1], " "):
+    if label and known.is_another(label["letter"].upper(), index):
         return True
     joined = _JOINED.match(after)
-    others = [option for number, option in enumerate(map(plain, known.texts)) if number != index]
-    return joined is not None and any(begins(option, after[joined.end() :]) for option in others)
+    return joined is not None and another_begins(after[joined.end() :], index, known)
 
 
 def _beside(match: re.Match[str]) -> str:
