@@ -130,7 +130,7 @@ def _check_split(name: str, split: str, directory: Path | None) -> None:
     if split not in benchmark.splits:
         where = f"{benchmark.title} (--problems {BENCHMARK}{name})"
         if split == "train":
-            raise ConfigError(f"{where} has no training split: it is for evaluation only. Train on other problems.")
+            raise ConfigError(f"{where} has no train split: it is for evaluation only. Train on other problems.")
         raise ConfigError(
             f"{where} has no split {split!r} (--split): its splits are {', '.join(benchmark.splits)}. Name one of them."
         )
