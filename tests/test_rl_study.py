@@ -295,3 +295,57 @@ def test_a_killed_study_goes_on_and_its_page_is_that_of_its_logs(
     content["rl"]["learning_rate"] = 0.02
     with pytest.raises(StoreError, match=r"rl.learning_rate = 0.01, and the study has 0.02"):
         study_command(written(content), {}, Clock())
+
+
+@pytest.mark.slow
+def test_a_model_made_again_with_other_bits_is_evaluated_and_named(content: dict[str, Any]) -> None:
+    """Without --any-start it is refused; with it runs are compared with what they come from, and the page says so."""
+    content["seeds"] = 1
+    content["arms"] = {name: content["arms"][name] for name in ("grpo", "sft-grpo")}
+    study_command(Path("studies/record.yaml"), {}, Clock(only="sums/s*t*"))
+    one = "1" * 64
+    changes: dict[str, dict[str, Any]] = {
+        "coldstart": {"hash": one},
+        "annotations": {"start": one},
+        "start": {"start": one},
+        "sft-0": {"start": one, "weights": one},
+    }
+    bits = {}
+    for name, change in changes.items():
+        file = Path(f"found/sums/{name}.json")
+        kept = json.loads(file.read_text())
+        where = kept["settings"]["study"] if name in ("start", "sft-0") else kept
+        bits[name] = {key: where[key] for key in change}
+        where.update(change)
+        # What it had, had it been another model: none right.
+        kept |= {"greedy": [0] * 6} if "greedy" in kept else {}
+        file.write_text(json.dumps(kept))
+    record_files = {file: file.read_bytes() for file in Path("found/sums").glob("*.json")}
+    path = written(content)
+    with pytest.raises(StoreError, match=r"coldstart.json hash is 1+, and what was made here has .*--any-start"):
+        rl_study_command(path, {}, Clock())
+    rl_study_command(path, {}, Clock(), any_start=True)
+    assert {file: file.read_bytes() for file in Path("found/sums").glob("*.json")} == record_files
+
+    cells = {name: json.loads(Path(f"rl-found/sums/{name}.json").read_text()) for name in ("start-0", "sft-0")}
+    for name, kept_as in (("start-0", "start"), ("sft-0", "sft-0")):
+        about = cells[name]["settings"]["study"]
+        assert about["instead_of"] == one
+        assert {key: about[key] for key in bits[kept_as]} == bits[kept_as]
+        assert (cells[name]["method"], cells[name]["seed"], len(cells[name]["greedy"])) == (name[:-2], 0, 6)
+    result = json.loads(Path("rl-found.json").read_text())
+    assert result["from_remade"] == ["sums/grpo-0", "sums/sft-grpo-0"]
+    for arm, name in (("grpo", "start-0"), ("sft-grpo", "sft-0")):
+        right = sum(cells[name]["greedy"]) / 6
+        assert result["arms"][arm]["before"]["pass@1"]["mean"] == pytest.approx(right, abs=1e-6)
+    spent = json.loads(Path("rl-found/sums/sft-grpo-0.json").read_text())["settings"]["study"]["compute"]
+    assert spent["training"] == cells["sft-0"]["training"]["tokens_computed"]
+    assert "sums/grpo-0, sums/sft-grpo-0 go on from models that were made again" in Path("rl-found.md").read_text()
+    methods = json.loads(Path("rl-found/comparison.json").read_text())["methods"]
+    # The start of the record is what no run goes on from.
+    assert {name: about["benchmarks"]["sums"]["seeds"] for name, about in methods.items()} == {
+        "start": [0],
+        "sft": [0],
+        "grpo": [0],
+        "sft-grpo": [0],
+    }

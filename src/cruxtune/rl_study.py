@@ -125,6 +125,14 @@ def result_file(study: RlStudy, run: Run) -> Path:
     return study.results / run.task / f"{run.label}.json"
 
 
+def remade_file(study: RlStudy, run: Run) -> Path:
+    """Return where the evaluation of what a run goes on from is, if that was made again with other bits.
+
+    It stands for the cell of the other study; runs of one seed that go on from the same model share it.
+    """
+    return study.results / run.task / f"{study.arms[run.arm].origin}-{run.seed}.json"
+
+
 def steps_for(tokens: float, per_step: float, *, multiple: int) -> int:
     """Return the steps that so many tokens buy, the next multiple.
 

@@ -11,7 +11,7 @@ import typer
 
 from cruxtune.errors import ConfigError
 from cruxtune.progress import stderr
-from cruxtune.rl_study import RlStudy, origin, read_rl_study, result_file, runs
+from cruxtune.rl_study import RlStudy, origin, read_rl_study, remade_file, result_file, runs
 from cruxtune.rl_study_page import page, power_lines
 from cruxtune.rl_study_summary import summarise
 from cruxtune.stage_settings import CompareSettings
@@ -79,7 +79,12 @@ def write_results(path: Path, study: RlStudy, record: Study) -> None:
         picture = _beside(study, ".svg")
         write_atomic(picture, figure(result))
         write_atomic(_beside(study, ".json"), (json.dumps(result, indent=1, ensure_ascii=False) + "\n").encode())
-        before = dict.fromkeys(cell_file(record, origin(study, run)) for run in runs(study) if run.name in found)
+        before = dict.fromkeys(
+            cell_file(record, origin(study, run))
+            for run in runs(study)
+            # What was made again with other bits is among the results.
+            if run.name in found and not remade_file(study, run).exists()
+        )
         cells = [study.results, *(file for file in before if file.exists())]
         compare(CompareSettings(cells=cells, output=study.results))
     text = page(path.as_posix(), study, record, result, picture.name if picture else None)

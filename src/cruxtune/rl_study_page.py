@@ -62,7 +62,7 @@ def page(path: str, study: RlStudy, record: Study, result: Mapping[str, Any], fi
         *_progress(result),
     ]
     if result["arms"]:
-        lines += ["", *_results(study, result)]
+        lines += [*_remade(study, result), "", *_results(study, result)]
         if figure:
             lines += ["", f"![Curves, bands over seeds]({figure})"]
     return "\n".join(lines) + "\n"
@@ -150,6 +150,18 @@ def _progress(result: Mapping[str, Any]) -> list[str]:
     if not result["missing"]:
         return [f"All {total} runs are done."]
     return [f"{len(result['done'])} of {total} runs are done. Missing: {', '.join(result['missing'])}."]
+
+
+def _remade(study: RlStudy, result: Mapping[str, Any]) -> list[str]:
+    if not result["from_remade"]:
+        return []
+    return [
+        "",
+        f"{', '.join(result['from_remade'])} go on from models that were made again by the same commands with the "
+        f"same seeds, and came out with other bits than those of {study.study.name} (`--any-start`; another processor "
+        "rounds otherwise). They were evaluated again: what is said of them before GRPO, of their compute, and in "
+        "comparisons is of what was made again, not of what it stands for.",
+    ]
 
 
 def _results(study: RlStudy, result: Mapping[str, Any]) -> list[str]:

@@ -16,11 +16,11 @@ from cruxtune.errors import ConfigError, StoreError
 from cruxtune.recipe import START, Step, plan, split_file
 from cruxtune.results import read_result
 from cruxtune.rl_settings import RlSettings
-from cruxtune.rl_study import RlStudy, Run, begins_as, origin, result_file, runs, steps_for, within
+from cruxtune.rl_study import RlStudy, Run, begins_as, origin, remade_file, result_file, runs, steps_for, within
 from cruxtune.settings import ModelSettings
 from cruxtune.stage_settings import EvaluateSettings
 from cruxtune.store import write_atomic
-from cruxtune.study import Study, Unit
+from cruxtune.study import Study
 from cruxtune.study import result_file as cell_file
 from cruxtune.study_clock import Clock, OutOfTime, compute_missing
 from cruxtune.study_run import StudyTask, run_step
@@ -57,8 +57,8 @@ def read_runs(study: RlStudy, record: Study) -> dict[str, dict[str, Any]]:
 
 def read_origins(study: RlStudy, record: Study) -> dict[str, dict[str, Any]]:
     """Return the cells that there are of the models that runs go on from, by the run's name."""
-    task = StudyTask(record, study.task, Clock(max_minutes=0), any_start=False)
-    found = {run.name: task.result(origin(study, run)) for run in runs(study)}
+    all_runs = _Runs(study, record, Clock(max_minutes=0), any_start=False)
+    found = {run.name: all_runs.origin_cell(run) for run in runs(study)}
     return {name: cell for name, cell in found.items() if cell is not None}
 
 
@@ -89,6 +89,7 @@ class _Runs:
             most = self._study.arms[run.arm].most_steps
             steps = within(bought, multiple=self._steps_per_rollouts(run), most=most)
         evaluation = self._task.with_model(came_from)
+        self._evaluate_remade(run, evaluation)
         settings = self._rl(run, steps, evaluation.model)
         self._write_problems()
         manifest = run_step(run.name, Step("rl", "rl", settings))
@@ -108,6 +109,32 @@ class _Runs:
         result: dict[str, Any] = json.loads(path.read_text())
         return result
 
+    def origin_cell(self, run: Run) -> dict[str, Any] | None:
+        """Return the evaluation of the model that a run goes on from, if it is there: of the very bits, where known."""
+        unit, path = origin(self._study, run), remade_file(self._study, run)
+        return read_result(path, self._task.settings_of(unit), below=_SETTINGS) or self._task.result(unit)
+
+    def _evaluate_remade(self, run: Run, evaluation: EvaluateSettings) -> None:
+        """Evaluate the model that a run goes on from if it was made again with other bits, which --any-start allows.
+
+        Otherwise a run would be compared with a model that it does not come from.
+        """
+        unit, path = origin(self._study, run), remade_file(self._study, run)
+        now = self._task.made_again(unit)
+        if now is None:
+            return
+        if path.exists():
+            there = read_result(path, self._task.settings_of(unit), below=_SETTINGS)
+            bits = "start" if unit.method == START else "weights"
+            self._task.must_be(f"{path} {bits}", there["settings"]["study"][bits] if there else None, now[bits])
+            return
+        run_step(run.name, Step(f"evaluate {unit.method}", "evaluate", evaluation))
+        trained = None if unit.method == START else Path(evaluation.model.model)
+        cell = cell_of(
+            evaluation.output.output, method=unit.method, seed=run.seed, benchmark=run.task, training_dir=trained
+        )
+        write_cell(path, cell.model_copy(update={"settings": {**cell.settings, "study": now}}))
+
     def _bought(self, run: Run) -> int | None:
         """Return the steps that the whole compute of another run buys, where the arm is given as much."""
         other_arm = self._study.arms[run.arm].compute_of
@@ -115,7 +142,7 @@ class _Runs:
             return None
         other = Run(run.task, other_arm, run.seed)
         total = sum(self.compute(other)["settings"]["study"]["compute"].values())
-        own = sum(self._before(origin(self._study, run)).values())
+        own = sum(self._before(run).values())
         if total <= own:
             raise ConfigError(
                 f"arms.{run.arm}.compute_of: {other.name} took {total:,} tokens in all, and annotation and training of "
@@ -130,11 +157,12 @@ class _Runs:
     def _steps_per_rollouts(self, run: Run) -> int:
         return self._rl(run, int(self._study.rl["steps"]), None).steps_per_rollouts
 
-    def _before(self, unit: Unit) -> dict[str, int]:
+    def _before(self, run: Run) -> dict[str, int]:
         """Return the tokens that went through the model for annotation and training of what a run goes on from."""
+        unit = origin(self._study, run)
         if unit.method == START:
             return {"annotation": 0, "training": 0}
-        training = self._training(unit)
+        training = Training.model_validate(self._trained(run)["training"])
         annotation, computed = training.annotation_tokens, training.tokens_computed
         if annotation is None or computed is None:
             raise StoreError(
@@ -143,8 +171,13 @@ class _Runs:
             )
         return {"annotation": annotation, "training": computed}
 
-    def _training(self, unit: Unit) -> Training:
-        return Training.model_validate(self._task.finished(unit)["training"])
+    def _trained(self, run: Run) -> dict[str, Any]:
+        """Return the cell of the model that a run goes on from, which says what it took.
+
+        Raises:
+            StoreError: it is not there.
+        """
+        return self.origin_cell(run) or self._task.finished(origin(self._study, run))
 
     def _rl(self, run: Run, steps: int, model: ModelSettings | None) -> RlSettings:
         """Return the settings of a run's reinforcement learning, under the conditions of the other study."""
@@ -190,9 +223,10 @@ class _Runs:
     ) -> Cell:
         """Return the evaluation of a run, with what it took from the start on."""
         came_from = origin(self._study, run)
-        done, before = manifest["accounting"], self._before(came_from)
-        trained = None if came_from.method == START else self._training(came_from)
-        took = {} if came_from.method == START else self._task.finished(came_from)["seconds"]
+        done, before = manifest["accounting"], self._before(run)
+        from_cell = None if came_from.method == START else self._trained(run)
+        trained = Training.model_validate(from_cell["training"]) if from_cell else None
+        took = from_cell["seconds"] if from_cell else {}
         cell = cell_of(evaluation.output.output, method=run.arm, seed=run.seed, benchmark=run.task)
         training = reinforced(done, trained, _curves(settings.output.output / "training_log.jsonl"))
         study = {

@@ -35,6 +35,7 @@ def summarise(study: RlStudy, found: Mapping[str, Result], origins: Mapping[str,
         "task": study.task,
         "done": [run.name for run in done],
         "missing": [run.name for run in runs(study) if run.name not in found],
+        "from_remade": [run.name for run in done if _is_remade(origins.get(run.name))],
         "arms": {
             name: _arm(study, name, [found[run.name] for run in some], [origins.get(run.name) for run in some])
             for name, some in arms.items()
@@ -43,6 +44,11 @@ def summarise(study: RlStudy, found: Mapping[str, Result], origins: Mapping[str,
             {name: {run.seed: _spent(found[run.name]) for run in some} for name, some in arms.items()}
         ),
     }
+
+
+def _is_remade(cell: Result | None) -> bool:
+    """Return whether a model was made again with other bits than those that its study evaluated."""
+    return cell is not None and "instead_of" in cell["settings"]["study"]
 
 
 def band(values: Sequence[float]) -> dict[str, float]:

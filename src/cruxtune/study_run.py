@@ -174,16 +174,31 @@ class StudyTask:
         cell = self.finished(unit) if trained else self.result(unit)
         settings = cell["settings"] if cell else {}
         kept = settings.get("study", {})
-        self._must_be(f"{path} start", kept.get("start"), self._start["hash"])
+        self.must_be(f"{path} start", kept.get("start"), self._start["hash"])
         if trained:
-            self._must_be(f"{path} masks", kept["masks"], self._annotations["masks"])
+            self.must_be(f"{path} masks", kept["masks"], self._annotations["masks"])
         steps = self._steps(unit, settings["learning_rate"] if trained else None)
         evaluation = steps[f"evaluate {unit.label}"].settings
         assert isinstance(evaluation, EvaluateSettings)
         if trained:
             self._train(unit, steps)
-            self._must_be(f"{path} weights", kept.get("weights"), weights_hash(self._root / "models" / unit.label))
+            self.must_be(f"{path} weights", kept.get("weights"), weights_hash(self._root / "models" / unit.label))
         return evaluation
+
+    def made_again(self, unit: Unit) -> dict[str, Any] | None:
+        """Return what the model of a cell is now that `with_model` has made it, None where it is what was evaluated.
+
+        That is the cell's `study` section, with the hash of what it stands for in `instead_of`.
+        """
+        kept = ((self.result(unit) or {}).get("settings") or {}).get("study", {})
+        bits = "start" if unit.method == START else "weights"
+        now = {"start": self._start["hash"]}
+        if unit.method != START:
+            now["masks"] = self._annotations["masks"]
+            now["weights"] = weights_hash(self._root / "models" / unit.label)
+        if bits not in kept or kept[bits] == now[bits]:
+            return None
+        return {"unit": self.settings_of(unit), **now, "instead_of": kept[bits]}
 
     def settings_of(self, unit: Unit) -> dict[str, Any]:
         """Return what the result of a unit depends on."""
@@ -216,10 +231,11 @@ class StudyTask:
             cost = self._do(unit, self._steps()["coldstart"])["accounting"]
             now = weights_hash(self._root / "models" / START)
         stated = self._study.tasks[self._name].start_hash
-        self._must_be(f"tasks.{self._name}.start_hash", stated, now)
+        self.must_be(f"tasks.{self._name}.start_hash", stated, now)
         if before is not None:
-            self._must_be(f"{result_file(self._study, unit)} hash", before["hash"], now)
-            return before
+            self.must_be(f"{result_file(self._study, unit)} hash", before["hash"], now)
+            # What goes on from another start, with --any-start, names that one.
+            return {**before, "hash": now}
         return self._keep(unit, {"hash": now, "threads": self._study.threads, "accounting": cost})
 
     @cached_property
@@ -237,11 +253,11 @@ class StudyTask:
             share = costs["annotate"]["critical_tokens"] / costs["annotate"]["known_tokens"]
             content = {"masks": now, "start": start["hash"], "critical_share": share, "accounting": costs}
             before = self._keep(unit, content)
-        self._must_be(f"{result_file(self._study, unit)} masks", before["masks"], now)
+        self.must_be(f"{result_file(self._study, unit)} masks", before["masks"], now)
         # With --any-start they may be others than those of the results, which are the ones to keep.
         if before["masks"] == now and not kept.exists():
             _copy(made, kept)
-        return before
+        return {**before, "masks": now, "start": start["hash"]}
 
     def _tune(self, unit: Unit) -> dict[str, Any]:
         """Train with a learning rate, and answer the validation problems greedily."""
@@ -328,7 +344,7 @@ class StudyTask:
         self.forget(unit)
         return result
 
-    def _must_be(self, what: str, before: str | None, now: str) -> None:
+    def must_be(self, what: str, before: str | None, now: str) -> None:
         """Refuse, or warn of, a start or annotations that are not what they were."""
         if before is None or before == now:
             return
