@@ -64,7 +64,8 @@ class TransformersEngine:
         try:
             self._passes = Passes(model, self._plain.usage)
         except Unservable as error:
-            _LOG.info("%s is decoded plainly: %s", type(model).__name__, error)
+            # Annotation takes several times as long, which nobody would guess.
+            _LOG.warning("%s is decoded plainly: %s", type(model).__name__, error)
 
     @property
     def eos_ids(self) -> frozenset[int]:
