@@ -133,7 +133,16 @@ class _Runs:
         cell = cell_of(
             evaluation.output.output, method=unit.method, seed=run.seed, benchmark=run.task, training_dir=trained
         )
-        write_cell(path, cell.model_copy(update={"settings": {**cell.settings, "study": now}}))
+        update: dict[str, Any] = {"settings": {**cell.settings, "study": now}}
+        before = self._task.result(unit) or {}
+        if cell.training is not None and now["masks"] == before["settings"]["study"]["masks"]:
+            # The annotations are those of the other study, and were not made here.
+            costs = {name: before["training"][name] for name in ("respond_tokens", "annotate_tokens")}
+            update |= {
+                "training": cell.training.model_copy(update=costs),
+                "seconds": {**before["seconds"], **cell.seconds},
+            }
+        write_cell(path, cell.model_copy(update=update))
 
     def _bought(self, run: Run) -> int | None:
         """Return the steps that the whole compute of another run buys, where the arm is given as much."""

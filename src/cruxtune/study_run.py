@@ -244,8 +244,15 @@ class StudyTask:
         unit, steps, start = Unit(self._name, "annotations"), self._steps(), self._start
         before = self.result(unit)
         made, kept = self._root / "annotations", result_file(self._study, unit).with_suffix("")
+        if before is not None and before["start"] != start["hash"] and kept.is_dir():
+            # With --any-start: what a start that rounds otherwise goes on with is what was found critical, not other
+            # responses that were annotated anew.
+            if not made.exists():
+                _copy(kept, made)
+            self.must_be(f"{result_file(self._study, unit)} masks", before["masks"], masks_hash(made))
+            return {**before, "start": start["hash"]}
         costs = {"respond": self._do(unit, steps["respond"])["accounting"]}
-        if kept.is_dir() and not made.exists() and not self._any_start:
+        if kept.is_dir() and not made.exists():
             _copy(kept, made)
         costs["annotate"] = self._do(unit, steps["annotate"])["accounting"]
         now = masks_hash(made)
