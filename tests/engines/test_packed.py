@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import logging
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -17,10 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cruxtune.engines import packing
-from cruxtune.engines.base import Decoding, Fork, Generation, LoopRule, roll_out
+from cruxtune.engines.base import Decoding, Fork, Generation, LoopRule, Usage, roll_out
 from cruxtune.engines.cache import Feed
 from cruxtune.engines.drafts import Draft, Sources
 from cruxtune.engines.packing import IMPLEMENTATION, Pack
+from cruxtune.engines.passes import Passes
 from cruxtune.engines.plain import PlainEngine
 from cruxtune.engines.plan import Plan
 from cruxtune.engines.transformers import TransformersEngine
@@ -659,7 +661,10 @@ def test_stretched_positions_take_the_plain_path_where_they_are(
     assert len(plainly(caplog)) == 1 or (4 + limit <= original and not plainly(caplog))
 
 
-def test_the_probe_catches_wrong_logits(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_probe_catches_wrong_logits(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """A pass that shows branches too much or too little is found at load, and the model is left as it was."""
     wrong = {
         "_shared_mask": lambda *_: None,
@@ -668,7 +673,7 @@ def test_the_probe_catches_wrong_logits(monkeypatch: pytest.MonkeyPatch, caplog:
     }
     for method, broken in wrong.items():
         caplog.clear()
-        reference = reference_of("llama")
+        reference = copy.deepcopy(reference_of("llama")).to(dtype)
         model = copy.deepcopy(reference)
         before = model.config._attn_implementation
         with monkeypatch.context() as patch, caplog.at_level(logging.INFO, "cruxtune"):
@@ -680,6 +685,19 @@ def test_the_probe_catches_wrong_logits(monkeypatch: pytest.MonkeyPatch, caplog:
         assert model.config._attn_implementation == before
         found = engine.generate([[5, 6, 7]], max_new_tokens=12, decoding=Decoding())
         assert found[0].ids == by_generate(reference, [5, 6, 7], 12)
+
+
+def test_what_plain_passes_differ_by_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In low precision, where shapes round otherwise: four times as much, and never more than a standard deviation."""
+    model = copy.deepcopy(reference_of("llama")).to(torch.bfloat16)
+    passes = Passes(model, Usage())
+    ids = list(range(12))
+    plain = passes._plain_logits(ids)
+    for among, accepted in ((0.0, 0.25), (0.1, 0.4), (0.2, 0.8), (3.0, 1.0), (math.nan, 0.25)):
+        moved = plain + 0
+        moved[0, 0] += among * plain.std()
+        monkeypatch.setattr(passes, "_plain_logits", lambda *_, moved=moved: moved)
+        assert passes._low_precision_tolerance(ids, plain) == pytest.approx(accepted)
 
 
 def test_a_pass_that_fails_is_no_error(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
