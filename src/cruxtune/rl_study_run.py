@@ -23,7 +23,7 @@ from cruxtune.store import write_atomic
 from cruxtune.study import Study
 from cruxtune.study import result_file as cell_file
 from cruxtune.study_clock import Clock, OutOfTime, compute_missing
-from cruxtune.study_run import StudyTask, run_step
+from cruxtune.study_run import StudyTask, model_key, run_step
 from cruxtune.trainings import Training, reinforced
 
 _SETTINGS = ("settings", "study", "unit")
@@ -111,8 +111,11 @@ class _Runs:
 
     def origin_cell(self, run: Run) -> dict[str, Any] | None:
         """Return the evaluation of the model that a run goes on from, if it is there: of the very bits, where known."""
+        return self._remade_cell(run) or self._task.result(origin(self._study, run))
+
+    def _remade_cell(self, run: Run) -> dict[str, Any] | None:
         unit, path = origin(self._study, run), remade_file(self._study, run)
-        return read_result(path, self._task.settings_of(unit), below=_SETTINGS) or self._task.result(unit)
+        return read_result(path, self._task.settings_of(unit), below=_SETTINGS)
 
     def _evaluate_remade(self, run: Run, evaluation: EvaluateSettings) -> None:
         """Evaluate the model that a run goes on from if it was made again with other bits, which --any-start allows.
@@ -123,10 +126,9 @@ class _Runs:
         now = self._task.made_again(unit)
         if now is None:
             return
-        if path.exists():
-            there = read_result(path, self._task.settings_of(unit), below=_SETTINGS)
-            bits = "start" if unit.method == START else "weights"
-            self._task.must_be(f"{path} {bits}", there["settings"]["study"][bits] if there else None, now[bits])
+        if there := self._remade_cell(run):
+            key = model_key(unit)
+            self._task.must_be(f"{path} {key}", there["settings"]["study"][key], now[key])
             return
         run_step(run.name, Step(f"evaluate {unit.method}", "evaluate", evaluation))
         trained = None if unit.method == START else Path(evaluation.model.model)

@@ -110,6 +110,11 @@ def _copy(source: Path, target: Path) -> None:
     temporary.rename(target)
 
 
+def model_key(unit: Unit) -> str:
+    """Return where the `study` section of a cell has the hash of its model."""
+    return "start" if unit.method == START else "weights"
+
+
 class StudyTask:
     """The units of one task."""
 
@@ -191,14 +196,14 @@ class StudyTask:
         That is the cell's `study` section, with the hash of what it stands for in `instead_of`.
         """
         kept = ((self.result(unit) or {}).get("settings") or {}).get("study", {})
-        bits = "start" if unit.method == START else "weights"
         now = {"start": self._start["hash"]}
         if unit.method != START:
             now["masks"] = self._annotations["masks"]
             now["weights"] = weights_hash(self._root / "models" / unit.label)
-        if bits not in kept or kept[bits] == now[bits]:
+        before = kept.get(model_key(unit))
+        if before in (None, now[model_key(unit)]):
             return None
-        return {"unit": self.settings_of(unit), **now, "instead_of": kept[bits]}
+        return {"unit": self.settings_of(unit), **now, "instead_of": before}
 
     def settings_of(self, unit: Unit) -> dict[str, Any]:
         """Return what the result of a unit depends on."""
