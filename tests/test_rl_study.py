@@ -12,9 +12,9 @@ import yaml
 
 from cruxtune.errors import ConfigError, StoreError
 from cruxtune.rl_study import read_rl_study, runs
-from cruxtune.rl_study_commands import listing, rl_study_command
+from cruxtune.rl_study_commands import listing, rl_study_command, write_results
 from cruxtune.rl_study_page import ends, page
-from cruxtune.rl_study_summary import bands, equal_compute, summarise
+from cruxtune.rl_study_summary import bands, equal_compute
 from cruxtune.study_clock import Clock
 from cruxtune.study_commands import study_command
 
@@ -24,6 +24,8 @@ RUNS = [
     *("sums/grpo-0", "sums/sft-grpo-0", "sums/cft-grpo-0", "sums/grpo-longer-0"),
     *("sums/grpo-1", "sums/sft-grpo-1", "sums/cft-grpo-1", "sums/grpo-longer-1"),
 ]
+
+LONGER = {"longer": {"from": "start", "compute_of": "sft-grpo"}}
 
 
 @pytest.fixture
@@ -123,16 +125,21 @@ def test_what_is_gone_on_from_must_be_there(content: dict[str, Any]) -> None:
     assert not Path("rl-found").exists()
 
 
-def test_the_committed_page_is_that_of_the_results(monkeypatch: pytest.MonkeyPatch) -> None:
-    """docs/results/rl.md is what the study's file and the results that are committed give."""
-    from cruxtune.rl_study_run import read_origins, read_runs
-
-    monkeypatch.chdir(ROOT)
+@pytest.mark.slow
+def test_the_committed_files_are_those_of_the_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Page, numbers, figures and comparison are what the study's file and the committed results give, byte for byte."""
+    results = tmp_path / "docs" / "results"
+    for name in ("small", "rl"):
+        shutil.copytree(ROOT / "docs" / "results" / name, results / name)
+    shutil.copytree(ROOT / "recipes" / "studies", tmp_path / "recipes" / "studies")
+    written = [f"{name}.{ending}" for name in ("rl", "rl/comparison") for ending in ("md", "json", "svg")]
+    for name in written:
+        (results / name).unlink(missing_ok=True)
+    monkeypatch.chdir(tmp_path)
     path = Path("recipes/studies/rl-small.yaml")
-    study, record = read_rl_study(path, {})
-    result = summarise(study, read_runs(study, record), read_origins(study, record))
-    text = page(path.as_posix(), study, record, result, "rl.svg" if result["done"] else None)
-    assert text == Path("docs/results/rl.md").read_text(encoding="utf-8")
+    write_results(path, *read_rl_study(path, {}))
+    for name in written:
+        assert (results / name).read_bytes() == (ROOT / "docs" / "results" / name).read_bytes(), name
 
 
 def test_bands_are_over_all_seeds() -> None:
@@ -327,15 +334,22 @@ def test_a_model_made_again_with_other_bits_is_evaluated_and_named(content: dict
     rl_study_command(path, {}, Clock(), any_start=True)
     assert {file: file.read_bytes() for file in Path("found/sums").glob("*.json")} == record_files
 
-    cells = {name: json.loads(Path(f"rl-found/sums/{name}.json").read_text()) for name in ("start-0", "sft-0")}
-    for name, kept_as in (("start-0", "start"), ("sft-0", "sft-0")):
+    weights = {"start": bits["start"]["start"], "sft-0": bits["sft-0"]["weights"]}
+    cells = {}
+    for name, seed in (("start", None), ("sft-0", 0)):
+        cells[name] = json.loads(Path(f"rl-found/sums/{name}-{weights[name][:8]}.json").read_text())
         about = cells[name]["settings"]["study"]
         assert about["instead_of"] == one
-        assert {key: about[key] for key in bits[kept_as]} == bits[kept_as]
-        assert (cells[name]["method"], cells[name]["seed"], len(cells[name]["greedy"])) == (name[:-2], 0, 6)
+        assert {key: about[key] for key in bits[name]} == bits[name]
+        assert (cells[name]["method"], cells[name]["seed"], len(cells[name]["greedy"])) == (
+            name[:5].strip("-0"),
+            seed,
+            6,
+        )
     result = json.loads(Path("rl-found.json").read_text())
     assert result["from_remade"] == ["sums/grpo-0", "sums/sft-grpo-0"]
-    for arm, name in (("grpo", "start-0"), ("sft-grpo", "sft-0")):
+    for arm, name in (("grpo", "start"), ("sft-grpo", "sft-0")):
+        assert result["arms"][arm]["from_weights"] == [weights[name]]
         right = sum(cells[name]["greedy"]) / 6
         assert result["arms"][arm]["before"]["pass@1"]["mean"] == pytest.approx(right, abs=1e-6)
     spent = json.loads(Path("rl-found/sums/sft-grpo-0.json").read_text())["settings"]["study"]["compute"]
@@ -344,8 +358,27 @@ def test_a_model_made_again_with_other_bits_is_evaluated_and_named(content: dict
     methods = json.loads(Path("rl-found/comparison.json").read_text())["methods"]
     # The start of the record is what no run goes on from.
     assert {name: about["benchmarks"]["sums"]["seeds"] for name, about in methods.items()} == {
-        "start": [0],
+        "start": [None],
         "sft": [0],
         "grpo": [0],
         "sft-grpo": [0],
     }
+
+    # Each run is beside the bits that it went on from; where they are the record's, what was made again is not theirs.
+    file = Path("rl-found/sums/grpo-0.json")
+    run = json.loads(file.read_text())
+    run["settings"]["study"]["from_weights"] = one
+    file.write_text(json.dumps(run))
+    rl_study_command(path, {}, Clock(max_minutes=0))
+    result = json.loads(Path("rl-found.json").read_text())
+    assert result["from_remade"] == ["sums/sft-grpo-0"]
+    assert result["arms"]["grpo"]["before"]["pass@1"]["mean"] == 0.0
+    compared = json.loads(Path("rl-found/comparison.json").read_text())["methods"]["start"]["benchmarks"]["sums"]
+    assert compared["seeds"] == [None]
+    assert compared["metrics"]["pass@1"]["value"] == 0.0
+    # An arm that is given the compute of another one, and begins with other bits than the arm that begins alike.
+    same = {**result["arms"]["grpo"], "steps_bought": [2]}
+    study, record = read_rl_study(written({**content, "arms": {**content["arms"], **LONGER}}), {})
+    for begun, said in (({**same, "from_weights": ["2" * 64]}, True), (same, False)):
+        text = page("x", study, record, {**result, "arms": {**result["arms"], "longer": begun}})
+        assert ("In seed 0 the two models differ in bits" in text) is said

@@ -200,7 +200,7 @@ def _costs(result: Mapping[str, Any]) -> list[str]:
         return []
     lines = [
         "Means over seeds. Compute is tokens put through the model: for responses and annotation, and for training. A "
-        "token of training takes about three times what one of annotation does.",
+        f"token of training takes about three times what one of annotation does.{_reinforced(result)}",
         "",
         "| method | on | tokens trained | share | annotation tokens | training tokens | sum | training time |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
@@ -213,6 +213,17 @@ def _costs(result: Mapping[str, Any]) -> list[str]:
             f"{cost['seconds']:,.0f} s |"
         )
     return lines
+
+
+def _reinforced(result: Mapping[str, Any]) -> str:
+    """Return what is counted as training where a method ends with reinforcement learning, as a sentence."""
+    parts = [part for method in result["methods"].values() for part in method["benchmarks"].values()]
+    if not any(part["settings"].get("method") == "grpo" for part in parts):
+        return ""
+    return (
+        " Training tokens of GRPO are those of all its passes: to generate, for the rollouts' own log-probabilities, "
+        "and to train, which is about a third of them."
+    )
 
 
 def _losses(result: Mapping[str, Any]) -> list[str]:

@@ -125,12 +125,12 @@ def result_file(study: RlStudy, run: Run) -> Path:
     return study.results / run.task / f"{run.label}.json"
 
 
-def remade_file(study: RlStudy, run: Run) -> Path:
-    """Return where the evaluation of what a run goes on from is, if that was made again with other bits.
+def remade_file(study: RlStudy, unit: Unit, weights: str) -> Path:
+    """Return where the evaluation of a unit's model is that was made again with other bits, those of this hash.
 
-    It stands for the cell of the other study; runs of one seed that go on from the same model share it.
+    Runs that go on from the same bits share it.
     """
-    return study.results / run.task / f"{study.arms[run.arm].origin}-{run.seed}.json"
+    return study.results / unit.task / f"{unit.label}-{weights[:8]}.json"
 
 
 def steps_for(tokens: float, per_step: float, *, multiple: int) -> int:

@@ -11,13 +11,12 @@ import typer
 
 from cruxtune.errors import ConfigError
 from cruxtune.progress import stderr
-from cruxtune.rl_study import RlStudy, origin, read_rl_study, remade_file, result_file, runs
+from cruxtune.rl_study import RlStudy, read_rl_study, result_file, runs
 from cruxtune.rl_study_page import page, power_lines
 from cruxtune.rl_study_summary import summarise
 from cruxtune.stage_settings import CompareSettings
 from cruxtune.store import write_atomic
 from cruxtune.study import Study
-from cruxtune.study import result_file as cell_file
 from cruxtune.study_clock import Clock
 from cruxtune.study_commands import lines, use_threads
 
@@ -68,7 +67,7 @@ def listing(study: RlStudy, record: Study) -> Iterator[str]:
 def write_results(path: Path, study: RlStudy, record: Study) -> None:
     """Write the page of what is done, and where anything is its numbers, its figure and the comparison of its cells."""
     from cruxtune.rl_study_figure import figure
-    from cruxtune.rl_study_run import read_origins, read_runs
+    from cruxtune.rl_study_run import compared_files, read_origins, read_runs
     from cruxtune.stages.compare import compare
 
     found = read_runs(study, record)
@@ -79,14 +78,7 @@ def write_results(path: Path, study: RlStudy, record: Study) -> None:
         picture = _beside(study, ".svg")
         write_atomic(picture, figure(result))
         write_atomic(_beside(study, ".json"), (json.dumps(result, indent=1, ensure_ascii=False) + "\n").encode())
-        before = dict.fromkeys(
-            cell_file(record, origin(study, run))
-            for run in runs(study)
-            # What was made again with other bits is among the results.
-            if run.name in found and not remade_file(study, run).exists()
-        )
-        cells = [study.results, *(file for file in before if file.exists())]
-        compare(CompareSettings(cells=cells, output=study.results))
+        compare(CompareSettings(cells=compared_files(study, record), output=study.results))
     text = page(path.as_posix(), study, record, result, picture.name if picture else None)
     write_atomic(_beside(study, ".md"), text.encode())
 

@@ -47,7 +47,7 @@ def page(path: str, study: RlStudy, record: Study, result: Mapping[str, Any], fi
         "",
         "## What is run",
         "",
-        *_plan(study),
+        *_plan(study, result),
         "",
         "## What it can detect",
         "",
@@ -85,7 +85,7 @@ def power_lines(study: RlStudy, record: Study) -> Iterator[str]:
         yield f"| {problems:,} {name} problems | {points_or_none(alone)} | {points_or_none(first)} |"
 
 
-def _plan(study: RlStudy) -> list[str]:
+def _plan(study: RlStudy, result: Mapping[str, Any]) -> list[str]:
     settings = ", ".join(f"`{name}: {value}`" for name, value in study.rl.items())
     lines = [
         f"`cruxtune rl` with {settings}; {study.seeds} seeds of each arm, on the task {study.task} of "
@@ -115,7 +115,7 @@ def _plan(study: RlStudy) -> list[str]:
                 lines += [
                     "",
                     f"Run s of {name} begins as that of {other} does, with the same model, seed and problems, and goes "
-                    "on: the two are not independent.",
+                    f"on: the two are not independent.{_other_bits(result['arms'], name, other)}",
                 ]
     lines += [
         "",
@@ -123,6 +123,15 @@ def _plan(study: RlStudy) -> list[str]:
         "that are good before GRPO are good after it, its intervals of that difference are wider than they need be.",
     ]
     return lines
+
+
+def _other_bits(arms: Mapping[str, Any], name: str, other: str) -> str:
+    """Return in which seeds two arms do not begin with the same bits, as a sentence; nothing where there are none."""
+    if name not in arms or other not in arms:
+        return ""
+    first, second = (dict(zip(arm["seeds"], arm["from_weights"], strict=True)) for arm in (arms[name], arms[other]))
+    seeds = [str(seed) for seed, weights in first.items() if second.get(seed, weights) != weights]
+    return f" In seed {' and '.join(seeds)} the two models differ in bits (see the results)." if seeds else ""
 
 
 def _power(study: RlStudy, record: Study) -> list[str]:
@@ -159,8 +168,10 @@ def _remade(study: RlStudy, result: Mapping[str, Any]) -> list[str]:
         "",
         f"{', '.join(result['from_remade'])} go on from models that were made again by the same commands with the "
         f"same seeds, and came out with other bits than those of {study.study.name} (`--any-start`; another processor "
-        "rounds otherwise). They were evaluated again: what is said of them before GRPO, of their compute, and in "
-        "comparisons is of what was made again, not of what it stands for.",
+        "rounds otherwise). What such a model was trained on, and what responses and annotation took, is of that study "
+        "and its start: the annotations are kept, and were not made again. They were evaluated again, and what is said "
+        "of a run before GRPO is of the very model that it goes on from. The comparison has one model of each method "
+        f"and seed: that of {study.study.name} where any run goes on from it, else what was made again.",
     ]
 
 
@@ -206,7 +217,7 @@ def _results(study: RlStudy, result: Mapping[str, Any]) -> list[str]:
         "",
         "The same in minutes, GRPO with its validations. They depend on the day, on what else ran, and on the number "
         f"of threads ({' or '.join(map(str, threads))} for GRPO; {study.study.name} says it for the others), and are "
-        "not to be added up.",
+        f"not to be added up.{_whole_runs(study, result)}",
         "",
         "| arm | annotation | training | GRPO |",
         "| --- | ---: | ---: | ---: |",
@@ -216,6 +227,18 @@ def _results(study: RlStudy, result: Mapping[str, Any]) -> list[str]:
         "",
         *_equal(study, result),
     ]
+
+
+def _whole_runs(study: RlStudy, result: Mapping[str, Any]) -> str:
+    """Return how long runs took as a whole beside what was planned, as a sentence."""
+    took = sorted(minutes for arm in result["arms"].values() for minutes in arm["minutes"])
+    planned = {study.minutes(name) for name in result["done"]} - {None}
+    if not planned:
+        return ""
+    return (
+        f" With its evaluation a run took {took[0]} to {took[-1]} minutes, and was planned to take "
+        f"{' or '.join(f'{minutes:.0f}' for minutes in sorted(filter(None, planned)))}."
+    )
 
 
 def _curves(arms: Mapping[str, Any], titles: Mapping[str, str]) -> list[str]:

@@ -20,7 +20,7 @@ from cruxtune.rl_study import RlStudy, Run, begins_as, origin, remade_file, resu
 from cruxtune.settings import ModelSettings
 from cruxtune.stage_settings import EvaluateSettings
 from cruxtune.store import write_atomic
-from cruxtune.study import Study
+from cruxtune.study import Study, Unit
 from cruxtune.study import result_file as cell_file
 from cruxtune.study_clock import Clock, OutOfTime, compute_missing
 from cruxtune.study_run import StudyTask, model_key, run_step
@@ -56,10 +56,27 @@ def read_runs(study: RlStudy, record: Study) -> dict[str, dict[str, Any]]:
 
 
 def read_origins(study: RlStudy, record: Study) -> dict[str, dict[str, Any]]:
-    """Return the cells that there are of the models that runs go on from, by the run's name."""
+    """Return the cells that there are of the models that finished runs went on from, by the run's name."""
     all_runs = _Runs(study, record, Clock(max_minutes=0), any_start=False)
-    found = {run.name: all_runs.origin_cell(run) for run in runs(study)}
+    found = {run.name: all_runs.origin_cell(origin(study, run), bits) for run, bits in all_runs.bits().items()}
     return {name: cell for name, cell in found.items() if cell is not None}
+
+
+def compared_files(study: RlStudy, record: Study) -> list[Path]:
+    """Return the cells that are compared: those of finished runs, and one of each model that they went on from.
+
+    Where runs went on from a model of the other study and from one made again in its place, it is the former: a
+    method has one model of a seed, and there is one start.
+    """
+    all_runs = _Runs(study, record, Clock(max_minutes=0), any_start=False)
+    done = all_runs.bits()
+    before: dict[Unit, Path] = {}
+    for run, bits in done.items():
+        unit = origin(study, run)
+        file = all_runs.origin_file(unit, bits)
+        if unit not in before or file == cell_file(record, unit):
+            before[unit] = file
+    return [*(result_file(study, run) for run in done), *(file for file in before.values() if file.exists())]
 
 
 class _Runs:
@@ -89,7 +106,8 @@ class _Runs:
             most = self._study.arms[run.arm].most_steps
             steps = within(bought, multiple=self._steps_per_rollouts(run), most=most)
         evaluation = self._task.with_model(came_from)
-        self._evaluate_remade(run, evaluation)
+        made = self._task.made(came_from)
+        self._evaluate_remade(came_from, made, evaluation)
         settings = self._rl(run, steps, evaluation.model)
         self._write_problems()
         manifest = run_step(run.name, Step("rl", "rl", settings))
@@ -102,42 +120,47 @@ class _Runs:
             }
         )
         run_step(run.name, Step("evaluate", "evaluate", evaluation))
-        path = write_cell(result_file(self._study, run), self._cell(run, bought, evaluation, settings, manifest))
+        path = write_cell(result_file(self._study, run), self._cell(run, made, bought, evaluation, settings, manifest))
         if not self._study.keep_checkpoints:
             self._task.forget(came_from)
             shutil.rmtree(settings.output.output)
         result: dict[str, Any] = json.loads(path.read_text())
         return result
 
-    def origin_cell(self, run: Run) -> dict[str, Any] | None:
-        """Return the evaluation of the model that a run goes on from, if it is there: of the very bits, where known."""
-        return self._remade_cell(run) or self._task.result(origin(self._study, run))
+    def bits(self) -> dict[Run, str]:
+        """Return the hash of the model that each finished run went on from."""
+        found = {run: self.result(run) for run in runs(self._study)}
+        return {run: result["settings"]["study"]["from_weights"] for run, result in found.items() if result}
 
-    def _remade_cell(self, run: Run) -> dict[str, Any] | None:
-        unit, path = origin(self._study, run), remade_file(self._study, run)
-        return read_result(path, self._task.settings_of(unit), below=_SETTINGS)
+    def origin_file(self, unit: Unit, bits: str) -> Path:
+        """Return where the evaluation of a model with these bits is: what the other study had, or what was remade."""
+        kept = ((self._task.result(unit) or {}).get("settings") or {}).get("study", {}).get(model_key(unit))
+        return cell_file(self._record, unit) if kept in (None, bits) else remade_file(self._study, unit, bits)
 
-    def _evaluate_remade(self, run: Run, evaluation: EvaluateSettings) -> None:
+    def origin_cell(self, unit: Unit, bits: str) -> dict[str, Any] | None:
+        """Return the evaluation of a model with these bits, if it is there."""
+        return read_result(self.origin_file(unit, bits), self._task.settings_of(unit), below=_SETTINGS)
+
+    def _evaluate_remade(self, unit: Unit, made: Mapping[str, Any], evaluation: EvaluateSettings) -> None:
         """Evaluate the model that a run goes on from if it was made again with other bits, which --any-start allows.
 
         Otherwise a run would be compared with a model that it does not come from.
         """
-        unit, path = origin(self._study, run), remade_file(self._study, run)
-        now = self._task.made_again(unit)
-        if now is None:
+        key = model_key(unit)
+        path, before = self.origin_file(unit, made[key]), self._task.result(unit)
+        if before is None or path == cell_file(self._record, unit) or self.origin_cell(unit, made[key]):
             return
-        if there := self._remade_cell(run):
-            key = model_key(unit)
-            self._task.must_be(f"{path} {key}", there["settings"]["study"][key], now[key])
-            return
-        run_step(run.name, Step(f"evaluate {unit.method}", "evaluate", evaluation))
-        trained = None if unit.method == START else Path(evaluation.model.model)
+        run_step(unit.name, Step(f"evaluate {unit.label}", "evaluate", evaluation))
+        kept = before["settings"]["study"]
         cell = cell_of(
-            evaluation.output.output, method=unit.method, seed=run.seed, benchmark=run.task, training_dir=trained
+            evaluation.output.output,
+            method=unit.method,
+            seed=None if unit.method == START else unit.seed,
+            benchmark=unit.task,
+            training_dir=None if unit.method == START else Path(evaluation.model.model),
         )
-        update: dict[str, Any] = {"settings": {**cell.settings, "study": now}}
-        before = self._task.result(unit) or {}
-        if cell.training is not None and now["masks"] == before["settings"]["study"]["masks"]:
+        update: dict[str, Any] = {"settings": {**cell.settings, "study": {**made, "instead_of": kept[key]}}}
+        if cell.training is not None and made["masks"] == kept["masks"]:
             # The annotations are those of the other study, and were not made here.
             costs = {name: before["training"][name] for name in ("respond_tokens", "annotate_tokens")}
             update |= {
@@ -153,7 +176,9 @@ class _Runs:
             return None
         other = Run(run.task, other_arm, run.seed)
         total = sum(self.compute(other)["settings"]["study"]["compute"].values())
-        own = sum(self._before(run).values())
+        came_from = origin(self._study, run)
+        trained = None if came_from.method == START else self._task.finished(came_from)
+        own = sum(self._before(came_from, trained).values())
         if total <= own:
             raise ConfigError(
                 f"arms.{run.arm}.compute_of: {other.name} took {total:,} tokens in all, and annotation and training of "
@@ -168,12 +193,11 @@ class _Runs:
     def _steps_per_rollouts(self, run: Run) -> int:
         return self._rl(run, int(self._study.rl["steps"]), None).steps_per_rollouts
 
-    def _before(self, run: Run) -> dict[str, int]:
-        """Return the tokens that went through the model for annotation and training of what a run goes on from."""
-        unit = origin(self._study, run)
-        if unit.method == START:
+    def _before(self, unit: Unit, cell: Mapping[str, Any] | None) -> dict[str, int]:
+        """Return the tokens that annotation and training of a model took, by its cell; the start has none."""
+        if cell is None:
             return {"annotation": 0, "training": 0}
-        training = Training.model_validate(self._trained(run)["training"])
+        training = Training.model_validate(cell["training"])
         annotation, computed = training.annotation_tokens, training.tokens_computed
         if annotation is None or computed is None:
             raise StoreError(
@@ -181,14 +205,6 @@ class _Runs:
                 "nothing compares at equal compute; move it away and let its study make it anew"
             )
         return {"annotation": annotation, "training": computed}
-
-    def _trained(self, run: Run) -> dict[str, Any]:
-        """Return the cell of the model that a run goes on from, which says what it took.
-
-        Raises:
-            StoreError: it is not there.
-        """
-        return self.origin_cell(run) or self._task.finished(origin(self._study, run))
 
     def _rl(self, run: Run, steps: int, model: ModelSettings | None) -> RlSettings:
         """Return the settings of a run's reinforcement learning, under the conditions of the other study."""
@@ -227,6 +243,7 @@ class _Runs:
     def _cell(
         self,
         run: Run,
+        made: Mapping[str, Any],
         bought: int | None,
         evaluation: EvaluateSettings,
         settings: RlSettings,
@@ -234,14 +251,16 @@ class _Runs:
     ) -> Cell:
         """Return the evaluation of a run, with what it took from the start on."""
         came_from = origin(self._study, run)
-        done, before = manifest["accounting"], self._before(run)
-        from_cell = None if came_from.method == START else self._trained(run)
+        bits = made[model_key(came_from)]
+        from_cell = None if came_from.method == START else self.origin_cell(came_from, bits)
+        done, before = manifest["accounting"], self._before(came_from, from_cell)
         trained = Training.model_validate(from_cell["training"]) if from_cell else None
         took = from_cell["seconds"] if from_cell else {}
         cell = cell_of(evaluation.output.output, method=run.arm, seed=run.seed, benchmark=run.task)
         training = reinforced(done, trained, _curves(settings.output.output / "training_log.jsonl"))
         study = {
             "unit": self._settings(run),
+            "from_weights": bits,
             "steps": done["steps"],
             "steps_bought": bought,
             "compute": {**before, "rl": done["tokens_computed"]},

@@ -125,10 +125,12 @@ def _arm(study: RlStudy, name: str, results: Sequence[Result], before: Sequence[
     return {
         "from": study.arms[name].origin,
         "seeds": [result["seed"] for result in results],
+        "from_weights": [one["from_weights"] for one in took],
         "steps": [one["steps"] for one in took],
         **({"steps_bought": [one["steps_bought"] for one in took]} if study.arms[name].compute_of else {}),
         "compute": _parts([one["compute"] for one in took]),
         "seconds": _parts([one["seconds"] for one in took]),
+        "minutes": [round(sum(result["seconds"][part] for part in ("rl", "evaluate")) / 60) for result in results],
         "threads": sorted({one["threads"] for one in took if one["threads"]}),
         "before": heldout([cell for cell in before if cell]) if all(before) else {},
         "heldout": heldout(results),

@@ -190,20 +190,13 @@ class StudyTask:
             self.must_be(f"{path} weights", kept.get("weights"), weights_hash(self._root / "models" / unit.label))
         return evaluation
 
-    def made_again(self, unit: Unit) -> dict[str, Any] | None:
-        """Return what the model of a cell is now that `with_model` has made it, None where it is what was evaluated.
-
-        That is the cell's `study` section, with the hash of what it stands for in `instead_of`.
-        """
-        kept = ((self.result(unit) or {}).get("settings") or {}).get("study", {})
-        now = {"start": self._start["hash"]}
+    def made(self, unit: Unit) -> dict[str, Any]:
+        """Return what the model of a cell is, which `with_model` has made: the `study` section that its cell has."""
+        now = {"unit": self.settings_of(unit), "start": self._start["hash"]}
         if unit.method != START:
             now["masks"] = self._annotations["masks"]
             now["weights"] = weights_hash(self._root / "models" / unit.label)
-        before = kept.get(model_key(unit))
-        if before in (None, now[model_key(unit)]):
-            return None
-        return {"unit": self.settings_of(unit), **now, "instead_of": before}
+        return now
 
     def settings_of(self, unit: Unit) -> dict[str, Any]:
         """Return what the result of a unit depends on."""

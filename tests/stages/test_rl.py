@@ -336,6 +336,48 @@ def test_the_log_is_of_what_was_rolled(
     assert all(("formed" in entry) == bool(weight) for entry in logged)
 
 
+def test_entropies_and_clipped_ratios_are_of_the_step(
+    world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both are what the weights of that step give for its rollouts: means over the tokens of each micro-batch."""
+    import torch
+
+    from cruxtune.grpo import PolicyTrainer
+
+    found: dict[int, list[tuple[float, float]]] = {}
+    compute_loss = PolicyTrainer._compute_loss
+
+    def spy(self: Any, model: Any, inputs: dict[str, Any]) -> Any:
+        ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
+        mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
+        places = (mask.cumsum(dim=1) - 1).clamp(min=0)
+        with torch.no_grad():
+            logits = model(input_ids=ids, attention_mask=mask, position_ids=places).logits
+        length = inputs["completion_ids"].shape[1]
+        logprobs = (logits[:, -length - 1 : -1].double() / 0.7).log_softmax(dim=-1)
+        taken = logprobs.gather(2, inputs["completion_ids"].unsqueeze(2)).squeeze(2)
+        before = inputs.get("old_per_token_logps", taken)
+        ratio = (taken - before).exp()
+        sign = inputs["advantages"].unsqueeze(1)
+        clipped = ((ratio < 0.95) & (sign < 0)) | ((ratio > 1.1) & (sign > 0))
+        inside = inputs["completion_mask"].bool()
+        entropies = -(logprobs.exp() * logprobs).sum(dim=-1)
+        means = (entropies[inside].mean().item(), clipped[inside].double().mean().item())
+        found.setdefault(self.state.global_step + 1, []).append(means)
+        return compute_loss(self, model, inputs)
+
+    monkeypatch.setattr(PolicyTrainer, "_compute_loss", spy)
+    trainer = {"epsilon": 0.05, "epsilon_high": 0.1}
+    reinforced(world, tmp_path / "out", temperature=0.7, learning_rate=1e-2, trainer=trainer)
+    steps = {entry["step"]: entry for entry in log_of(tmp_path / "out") if "loss" in entry}
+    assert [(step, len(parts)) for step, parts in found.items()] == [(1, 2), (2, 2), (3, 2), (4, 2)]
+    for step, parts in found.items():
+        entropy, clipped = (sum(values) / 2 for values in zip(*parts, strict=True))
+        assert steps[step]["entropy"] == pytest.approx(entropy, rel=1e-4)
+        assert steps[step]["clipped"] == pytest.approx(clipped, abs=1e-6)
+    assert 0 < steps[2]["clipped"] < 1
+
+
 @pytest.mark.slow
 def test_an_interrupted_adapter_goes_on(world: Any, tmp_path: Path) -> None:
     """A new adapter, and one that is trained on beside what it was, end as those of whole runs."""
