@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -93,8 +94,25 @@ def test_runs_come_seed_by_seed(content: dict[str, Any]) -> None:
     lines = list(listing(study, record))
     assert lines[3] == "missing    9 min  sums/grpo-longer-0"
     assert lines[8] == f"left: about {(2 * 9 + 6 * 3) / 60:.1f} hours"
-    assert any(line.startswith("| 6 held-out problems | ") for line in lines)
-    assert any(line.startswith("| 4 validation problems | ") for line in lines)
+    assert [line.rpartition(" | ")[0].rpartition(" | ")[0] for line in lines[-2:]] == [
+        "| 6 held-out | 2 and 2",
+        "| 4 validation | 2 and 2",
+    ]
+
+
+def test_an_arm_may_have_fewer_seeds(content: dict[str, Any]) -> None:
+    """Its runs are left out and nothing else changes; what can be detected with as few is said."""
+    content["arms"]["grpo-longer"]["seeds"] = 1
+    study, record = read_rl_study(written(content), {})
+    assert [run.name for run in runs(study)] == RUNS[:-1]
+    lines = list(listing(study, record))
+    assert lines[7] == f"left: about {(9 + 6 * 3) / 60:.1f} hours"
+    assert [line.split(" | ")[:2] for line in lines[-4:]] == [
+        ["| 6 held-out", "2 and 2"],
+        ["| 6 held-out", "2 and 1"],
+        ["| 4 validation", "2 and 2"],
+        ["| 4 validation", "2 and 1"],
+    ]
 
 
 @pytest.mark.parametrize(
@@ -106,6 +124,16 @@ def test_runs_come_seed_by_seed(content: dict[str, Any]) -> None:
         ({"arms": {"cft": {"from": "start"}}}, "arms.cft: record.yaml calls something else so"),
         ({"arms": {"a": {"from": "start", "most_steps": 3}}}, "arms.a.most_steps: this arm has rl.steps"),
         ({"arms": {"a": {"from": "start", "compute_of": "b"}}}, "arms.a.compute_of: b is no arm above"),
+        ({"arms": {"a": {"from": "start", "seeds": 3}}}, "arms.a.seeds: seeds has 2; give it no more"),
+        (
+            {
+                "arms": {
+                    "a": {"from": "start", "seeds": 1},
+                    "b": {"from": "start", "compute_of": "a"},
+                }
+            },
+            "arms.b.seeds: a, whose compute it takes, has 1; give it no more",
+        ),
         ({"rl": {"steps": 2, "seed": 1}}, "rl.seed: this follows from the study"),
         ({"rl": {}}, "rl.steps is missing"),
         ({"study": "none.yaml"}, "none.yaml does not exist"),
@@ -271,6 +299,13 @@ def test_a_killed_study_goes_on_and_its_page_is_that_of_its_logs(
     comparison = json.loads(Path("rl-found/comparison.json").read_text())
     assert set(comparison["methods"]) == {*content["arms"], "start", "sft", "cft"}
     assert comparison["baseline"] == "start"
+    # Each arm against its start and against each other; of the 21 differences the others are not of this study.
+    differences = text.split("Each arm against its own start")[1].split("\n\n")[1].splitlines()[2:]
+    assert {frozenset(line.strip("| ").split(" | ")[0].replace(" †", "").split(" - ")) for line in differences} == {
+        *(frozenset({name, arm["from"]}) for name, arm in content["arms"].items()),
+        *(frozenset(both) for both in combinations(content["arms"], 2)),
+    }
+    assert "for all 21 differences" in text
 
     # Accuracy on the held-out problems by tokens: the start first, for nothing, and what took most last.
     first, *_, last = (line for line in text.split("by all tokens")[1].split("\n\n")[1].splitlines()[2:])

@@ -164,17 +164,24 @@ def _shown(metric: str, entry: Mapping[str, Any]) -> str:
 
 
 def _differences(result: Mapping[str, Any], places: Sequence[str]) -> list[str]:
-    metrics = [*_headline(result), "entropy"]
-    lines = [
+    return [
         "Percentage points (entropy: nats). The intervals are not corrected; p is, by Holm's procedure, for all "
         "differences of this page in that metric. An asterisk: significant.",
         "",
+        *difference_table(result, list(result["pairs"]), places),
+    ]
+
+
+def difference_table(result: Mapping[str, Any], pairs: Sequence[str], places: Sequence[str]) -> list[str]:
+    """Return some of a comparison's differences as a Markdown table; `pairs` are their names in its JSON."""
+    metrics = [*_headline(result), "entropy"]
+    lines = [
         f"| difference | on | {' | '.join(f'{_title(metric)} | p' for metric in metrics)} |",
         f"| --- | --- | {' | '.join('--- | ---:' for _ in metrics)} |",
     ]
-    for pair, entry in result["pairs"].items():
+    for pair in pairs:
         for place in places:
-            if found := _place(entry, place):
+            if found := _place(result["pairs"][pair], place):
                 cells = " | ".join(_difference(metric, found.get(metric)) for metric in metrics)
                 lines.append(f"| {_pair(result, pair, place)} | {place} | {cells} |")
     return lines

@@ -33,6 +33,7 @@ class Arm(Settings):
         "and its reinforcement learning.",
     )
     most_steps: int | None = Field(None, gt=0, description="Take no more steps than that, with --compute-of.")
+    seeds: int | None = Field(None, gt=0, description="Runs of this arm, where there are fewer than of others.")
 
 
 class RlStudy(Settings):
@@ -72,8 +73,16 @@ class RlStudy(Settings):
                 raise ValueError(f"arms.{name}.compute_of: {other} is no arm above with steps of its own")
             if arm.most_steps is not None and other is None:
                 raise ValueError(f"arms.{name}.most_steps: this arm has rl.steps; leave it out")
+            most = self.seeds if other is None else self.seeds_of(other)
+            if self.seeds_of(name) > most:
+                whose = "seeds" if other is None else f"{other}, whose compute it takes,"
+                raise ValueError(f"arms.{name}.seeds: {whose} has {most}; give it no more")
             before.append(name)
         return self
+
+    def seeds_of(self, arm: str) -> int:
+        """Return how many runs an arm has."""
+        return self.arms[arm].seeds or self.seeds
 
     def minutes(self, name: str) -> float | None:
         """Return how long a run is expected to take."""
@@ -105,7 +114,8 @@ class Run:
 
 def runs(study: RlStudy) -> list[Run]:
     """Return the runs of a study in order: a seed of every arm before two of one."""
-    return [Run(study.task, arm, seed) for seed in range(study.seeds) for arm in study.arms]
+    every = [(arm, seed) for seed in range(study.seeds) for arm in study.arms]
+    return [Run(study.task, arm, seed) for arm, seed in every if seed < study.seeds_of(arm)]
 
 
 def origin(study: RlStudy, run: Run) -> Unit:
@@ -172,10 +182,10 @@ def read_rl_study(path: Path, overrides: Mapping[str, Any]) -> tuple[RlStudy, St
         raise ConfigError(f"the study {path}: task: {study.study} has no task {study.task} with models")
     seeds = record.tasks[study.task].seeds
     for name, arm in study.arms.items():
-        if arm.origin != START and seeds.get(arm.origin, 0) < study.seeds:
+        if arm.origin != START and seeds.get(arm.origin, 0) < study.seeds_of(name):
             raise ConfigError(
                 f"the study {path}: arms.{name}.from: {study.study} has {seeds.get(arm.origin, 0)} seeds of "
-                f"{arm.origin}, and seeds says {study.seeds}; lower it, or name another method"
+                f"{arm.origin}, and seeds says {study.seeds_of(name)}; lower it, or name another method"
             )
         if name == START or name in record.methods:
             raise ConfigError(

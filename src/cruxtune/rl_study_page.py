@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
-from cruxtune.comparison_page import percent
+from cruxtune.comparison_page import difference_table, percent
 from cruxtune.power import detectable_difference, points_or_none
 from cruxtune.rl_study import RlStudy, begins_as
 from cruxtune.rl_study_summary import ACCURACY, PARTS, SAMPLED
@@ -38,8 +39,25 @@ _CHECKS = {
 _HELDOUT = {"pass@1": "greedy pass@1", "pass@1_sampled": "pass@1 of samples"}
 
 
-def page(path: str, study: RlStudy, record: Study, result: Mapping[str, Any], figure: str | None = None) -> str:
-    """Return the page; `path` is the study's file as the command names it, `figure` the name of the figure."""
+def page(
+    path: str,
+    study: RlStudy,
+    record: Study,
+    result: Mapping[str, Any],
+    *,
+    compared: Mapping[str, Any] | None = None,
+    figure: str | None = None,
+) -> str:
+    """Return the page.
+
+    Args:
+        path: the study's file as the command names it.
+        study: what is run.
+        record: the study that it goes on from.
+        result: what the runs that there are come to.
+        compared: the comparison of their cells with those of the models that they went on from.
+        figure: the name of the figure.
+    """
     lines = [
         f"# GRPO on {study.task}: {', '.join(study.arms)}",
         "",
@@ -62,7 +80,7 @@ def page(path: str, study: RlStudy, record: Study, result: Mapping[str, Any], fi
         *_progress(result),
     ]
     if result["arms"]:
-        lines += [*_remade(study, result), "", *_results(study, result)]
+        lines += [*_remade(study, result), "", *_results(study, result, compared)]
         if figure:
             lines += ["", f"![Curves, bands over seeds]({figure})"]
     return "\n".join(lines) + "\n"
@@ -75,20 +93,24 @@ def power_lines(study: RlStudy, record: Study) -> Iterator[str]:
         return
     compared = len(study.arms) + len({arm.origin for arm in study.arms.values()})
     pairs = compared * (compared - 1) // 2
-    yield f"| {study.seeds} seeds and {study.seeds} | alone | first of {pairs} pairs (Holm) |"
-    yield "| --- | ---: | ---: |"
+    yield f"| problems | seeds | alone | first of {pairs} pairs (Holm) |"
+    yield "| --- | --- | ---: | ---: |"
+    fewer = sorted({study.seeds_of(name) for name in study.arms}, reverse=True)
     for name, problems in (("held-out", heldout), ("validation", study.validation_problems)):
-        alone, first = (
-            detectable_difference(problems, (study.seeds, study.seeds), **record.power.model_dump(), pairs=number)
-            for number in (1, pairs)
-        )
-        yield f"| {problems:,} {name} problems | {points_or_none(alone)} | {points_or_none(first)} |"
+        for seeds in fewer:
+            alone, first = (
+                detectable_difference(problems, (study.seeds, seeds), **record.power.model_dump(), pairs=number)
+                for number in (1, pairs)
+            )
+            both = f"{study.seeds} and {seeds}"
+            yield f"| {problems:,} {name} | {both} | {points_or_none(alone)} | {points_or_none(first)} |"
 
 
 def _plan(study: RlStudy, result: Mapping[str, Any]) -> list[str]:
     settings = ", ".join(f"`{name}: {value}`" for name, value in study.rl.items())
+    fewer = "".join(f", {arm.seeds} of {name}" for name, arm in study.arms.items() if arm.seeds)
     lines = [
-        f"`cruxtune rl` with {settings}; {study.seeds} seeds of each arm, on the task {study.task} of "
+        f"`cruxtune rl` with {settings}; {study.seeds} seeds of each arm{fewer}, on the task {study.task} of "
         f"{study.study.name}. Run s goes on from the model of seed s, where there are several. Of that study's "
         f"validation split {study.validation_problems} problems are examined while a model trains, and the others are "
         "what it trains on: no model was trained on them, they chose learning rates. At the end the held-out problems "
@@ -175,7 +197,7 @@ def _remade(study: RlStudy, result: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _results(study: RlStudy, result: Mapping[str, Any]) -> list[str]:
+def _results(study: RlStudy, result: Mapping[str, Any], compared: Mapping[str, Any] | None) -> list[str]:
     arms = result["arms"]
     threads = sorted({number for arm in arms.values() for number in arm["threads"]}) or ["any number"]
     return [
@@ -183,7 +205,8 @@ def _results(study: RlStudy, result: Mapping[str, Any]) -> list[str]:
         "",
         "### On the held-out problems, after the last step",
         "",
-        *_heldout(f"{study.results.name}/comparison.md", result),
+        *_heldout(result),
+        *(_differences(study, compared) if compared else ()),
         "",
         "### While it trained",
         "",
@@ -250,7 +273,7 @@ def _curves(arms: Mapping[str, Any], titles: Mapping[str, str]) -> list[str]:
     ]
 
 
-def _heldout(file: str, result: Mapping[str, Any]) -> list[str]:
+def _heldout(result: Mapping[str, Any]) -> list[str]:
     shown = {**_accuracies(result), "entropy": "entropy of samples"}
     lines = [
         f"| arm | seeds | {' | '.join(f'{title}, before | after' for title in shown.values())} |",
@@ -259,7 +282,24 @@ def _heldout(file: str, result: Mapping[str, Any]) -> list[str]:
     for name, arm in result["arms"].items():
         cells = [_band(metric, arm[when].get(metric)) for metric in shown for when in ("before", "heldout")]
         lines.append(f"| {name} | {len(arm['seeds'])} | {' | '.join(cells)} |")
-    return [*lines, "", f"Differences, each arm's from its own start too, are in [{file}]({file})."]
+    return lines
+
+
+def _differences(study: RlStudy, compared: Mapping[str, Any]) -> list[str]:
+    """Return how arms differ from one another and from their own starts, as the comparison has it."""
+    own = {frozenset((name, arm.origin)) for name, arm in study.arms.items()}
+    own |= {frozenset(both) for both in combinations(study.arms, 2)}
+    shown = [pair for pair in compared["pairs"] if frozenset(pair.split(" - ")) in own]
+    file = f"{study.results.name}/comparison.md"
+    corrected = len(compared["pairs"])
+    return [
+        "",
+        "Each arm against its own start, and against the others: percentage points, and nats of entropy. The intervals "
+        f"are not corrected; p is, by Holm's procedure, for all {corrected} differences of [{file}]({file}) in that "
+        "metric. An asterisk: significant.",
+        "",
+        *difference_table(compared, shown, [study.task]),
+    ]
 
 
 def _accuracies(result: Mapping[str, Any]) -> dict[str, str]:

@@ -280,7 +280,9 @@ class _Runs:
         """Return what the result of a run depends on."""
         return {
             "rl": self._study.rl,
-            "arm": self._study.arms[run.arm].model_dump(mode="json", by_alias=True, exclude_none=True),
+            "arm": self._study.arms[run.arm].model_dump(
+                mode="json", by_alias=True, exclude_none=True, exclude={"seeds"}
+            ),
             "validation": self._study.validation_problems,
             "origin": self._task.settings_of(origin(self._study, run)),
         }
