@@ -15,7 +15,7 @@ from cruxtune.errors import ConfigError, StoreError
 from cruxtune.rl_study import read_rl_study, runs
 from cruxtune.rl_study_commands import listing, rl_study_command, write_results
 from cruxtune.rl_study_page import ends, page
-from cruxtune.rl_study_summary import bands, equal_compute
+from cruxtune.rl_study_summary import bands, equal_compute, summarise
 from cruxtune.study_clock import Clock
 from cruxtune.study_commands import study_command
 
@@ -154,20 +154,74 @@ def test_what_is_gone_on_from_must_be_there(content: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
-def test_the_committed_files_are_those_of_the_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_committed_files_are_those_of_the_results(committed: Path) -> None:
     """Page, numbers, figures and comparison are what the study's file and the committed results give, byte for byte."""
-    results = tmp_path / "docs" / "results"
-    for name in ("small", "rl"):
-        shutil.copytree(ROOT / "docs" / "results" / name, results / name)
-    shutil.copytree(ROOT / "recipes" / "studies", tmp_path / "recipes" / "studies")
     written = [f"{name}.{ending}" for name in ("rl", "rl/comparison") for ending in ("md", "json", "svg")]
     for name in written:
-        (results / name).unlink(missing_ok=True)
-    monkeypatch.chdir(tmp_path)
+        (committed / name).unlink(missing_ok=True)
     path = Path("recipes/studies/rl-small.yaml")
     write_results(path, *read_rl_study(path, {}))
     for name in written:
-        assert (results / name).read_bytes() == (ROOT / "docs" / "results" / name).read_bytes(), name
+        assert (committed / name).read_bytes() == (ROOT / "docs" / "results" / name).read_bytes(), name
+
+
+@pytest.fixture
+def committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the committed results, and of the studies' files, in the working directory."""
+    for name in ("small", "rl"):
+        shutil.copytree(ROOT / "docs" / "results" / name, tmp_path / "docs" / "results" / name)
+    shutil.copytree(ROOT / "recipes" / "studies", tmp_path / "recipes" / "studies")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "docs" / "results"
+
+
+def test_a_run_is_beside_the_bits_that_it_went_on_from(committed: Path) -> None:
+    """Also where other runs of its arm went on from others; the comparison has the record's model if any run had."""
+    from cruxtune.rl_study_run import compared_files, read_origins, read_runs
+
+    study, record = read_rl_study(Path("recipes/studies/rl-small.yaml"), {})
+    own, remade = Path("docs/results/small/sums/start.json"), Path("docs/results/rl/sums/start-9f350fda.json")
+    hashes = {file: json.loads(file.read_text())["settings"]["study"]["start"] for file in (own, remade)}
+    plain = [run for run in runs(study) if run.arm in ("grpo", "grpo-longer")]
+
+    def let(*bits: str) -> None:
+        """Let the runs of plain GRPO have gone on from these bits, seed by seed and over again."""
+        for run in plain:
+            if (file := committed / f"rl/{run.name}.json").exists():
+                cell = json.loads(file.read_text())
+                cell["settings"]["study"]["from_weights"] = bits[run.seed % len(bits)]
+                file.write_text(json.dumps(cell))
+
+    def starts() -> list[Path]:
+        return [file for file in compared_files(study, record) if file in (own, remade)]
+
+    let(hashes[remade])
+    assert starts() == [remade]
+    let(hashes[remade], hashes[own])
+    assert starts() == [own]
+    found = read_origins(study, record)
+    greedy = {file: json.loads(file.read_text())["greedy"] for file in (own, remade)}
+    assert greedy[own] != greedy[remade]
+    assert [found[f"sums/grpo-{seed}"]["greedy"] for seed in (0, 1)] == [greedy[remade], greedy[own]]
+    # The name has eight digits of the hash alone.
+    let(hashes[remade][:8] + "0" * 56)
+    assert "sums/grpo-0" not in read_origins(study, record)
+
+    let(hashes[own])
+    result = summarise(study, read_runs(study, record), read_origins(study, record))
+    for name, arm in result["arms"].items():
+        cells = [json.loads((committed / f"rl/sums/{name}-{seed}.json").read_text()) for seed in arm["seeds"]]
+        took = [(cell["seconds"]["rl"] + cell["seconds"]["evaluate"]) / 60 for cell in cells]
+        assert arm["minutes"] == [round(minutes) for minutes in took]
+    # Another arm from the same start, of fewer seeds: what is said of the start is of as many as there are.
+    fewer = {**result["arms"]["grpo"], "seeds": [0], "from_weights": [hashes[own]]}
+    fewer["before"] = {name: {**part, "seeds": 1} for name, part in result["arms"]["sft-grpo"]["before"].items()}
+    fewer["steps_bought"] = fewer["steps"]
+    text = page("x", study, record, {**result, "arms": {**result["arms"], "grpo-longer": fewer}})
+    (line,) = (line for line in text.splitlines() if line.startswith("| start, before GRPO"))
+    assert line.startswith("| start, before GRPO | 0 | 46.7 % [46.7, 46.7] |")
+    assert "; 3 seeds of each arm, 2 of grpo-longer, on the task sums" in text
+    assert "A value is over the seeds that the arm of its row and that of its column both have." in text
 
 
 def test_bands_are_over_all_seeds() -> None:
@@ -301,9 +355,9 @@ def test_a_killed_study_goes_on_and_its_page_is_that_of_its_logs(
     assert comparison["baseline"] == "start"
     # Each arm against its start and against each other; of the 21 differences the others are not of this study.
     differences = text.split("Each arm against its own start")[1].split("\n\n")[1].splitlines()[2:]
-    assert {frozenset(line.strip("| ").split(" | ")[0].replace(" †", "").split(" - ")) for line in differences} == {
-        *(frozenset({name, arm["from"]}) for name, arm in content["arms"].items()),
-        *(frozenset(both) for both in combinations(content["arms"], 2)),
+    assert {line.strip("| ").split(" | ")[0] for line in differences} == {
+        *(f"{name} - {arm['from']}" for name, arm in content["arms"].items()),
+        *(f"{later} - {before}" for before, later in combinations(content["arms"], 2)),
     }
     assert "for all 21 differences" in text
 

@@ -135,10 +135,14 @@ def _mark(result: Mapping[str, Any], name: str, place: str, metric: str) -> str:
     return ""
 
 
-def _pair(result: Mapping[str, Any], pair: str, place: str) -> str:
+def names_of(result: Mapping[str, Any], pair: str) -> tuple[str, str]:
+    """Return the two methods of a difference by its name in a comparison's JSON."""
     # A name may have a minus sign in it.
-    names = next(both for both in product(result["methods"], repeat=2) if " - ".join(both) == pair)
-    return " - ".join(_named(result, name, place) for name in names)
+    return next(both for both in product(result["methods"], repeat=2) if " - ".join(both) == pair)
+
+
+def _pair(result: Mapping[str, Any], pair: str, place: str) -> str:
+    return " - ".join(_named(result, name, place) for name in names_of(result, pair))
 
 
 def _metrics(result: Mapping[str, Any], name: str) -> list[str]:
@@ -228,8 +232,8 @@ def _reinforced(result: Mapping[str, Any]) -> str:
     if not any(part["settings"].get("method") == "grpo" for part in parts):
         return ""
     return (
-        " Training tokens of GRPO are those of all its passes: to generate, for the rollouts' own log-probabilities, "
-        "and to train, which is about a third of them."
+        " Training tokens of a method that ends with GRPO are those of the training before it and of all passes of "
+        "GRPO, also those that generate."
     )
 
 

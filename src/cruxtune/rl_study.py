@@ -140,7 +140,7 @@ def remade_file(study: RlStudy, unit: Unit, weights: str) -> Path:
 
     Runs that go on from the same bits share it.
     """
-    return study.results / unit.task / f"{unit.label}-{weights[:8]}.json"
+    return study.results / unit.task / f"{unit.label}-{weights.removeprefix('sha256:')[:8]}.json"
 
 
 def steps_for(tokens: float, per_step: float, *, multiple: int) -> int:

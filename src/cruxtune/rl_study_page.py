@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import combinations
+from itertools import combinations, combinations_with_replacement
 from typing import Any
 
-from cruxtune.comparison_page import difference_table, percent
+from cruxtune.comparison_page import SINGLE, difference_table, names_of, percent
 from cruxtune.power import detectable_difference, points_or_none
 from cruxtune.rl_study import RlStudy, begins_as
 from cruxtune.rl_study_summary import ACCURACY, PARTS, SAMPLED
@@ -95,20 +96,27 @@ def power_lines(study: RlStudy, record: Study) -> Iterator[str]:
     pairs = compared * (compared - 1) // 2
     yield f"| problems | seeds | alone | first of {pairs} pairs (Holm) |"
     yield "| --- | --- | ---: | ---: |"
-    fewer = sorted({study.seeds_of(name) for name in study.arms}, reverse=True)
+    counts = Counter(study.seeds_of(name) for name in study.arms)
+    # What runs go on from has as many seeds as the study.
+    counts[study.seeds] += 1
+    both = combinations_with_replacement(sorted(counts, reverse=True), 2)
+    there = [(a, b) for a, b in both if a != b or counts[a] > 1]
     for name, problems in (("held-out", heldout), ("validation", study.validation_problems)):
-        for seeds in fewer:
+        for seeds in there:
             alone, first = (
-                detectable_difference(problems, (study.seeds, seeds), **record.power.model_dump(), pairs=number)
+                detectable_difference(problems, seeds, **record.power.model_dump(), pairs=number)
                 for number in (1, pairs)
             )
-            both = f"{study.seeds} and {seeds}"
-            yield f"| {problems:,} {name} | {both} | {points_or_none(alone)} | {points_or_none(first)} |"
+            yield (
+                f"| {problems:,} {name} | {seeds[0]} and {seeds[1]} | {points_or_none(alone)} | "
+                f"{points_or_none(first)} |"
+            )
 
 
 def _plan(study: RlStudy, result: Mapping[str, Any]) -> list[str]:
     settings = ", ".join(f"`{name}: {value}`" for name, value in study.rl.items())
-    fewer = "".join(f", {arm.seeds} of {name}" for name, arm in study.arms.items() if arm.seeds)
+    seeds = {name: study.seeds_of(name) for name in study.arms}
+    fewer = "".join(f", {number} of {name}" for name, number in seeds.items() if number < study.seeds)
     lines = [
         f"`cruxtune rl` with {settings}; {study.seeds} seeds of each arm{fewer}, on the task {study.task} of "
         f"{study.study.name}. Run s goes on from the model of seed s, where there are several. Of that study's "
@@ -190,10 +198,10 @@ def _remade(study: RlStudy, result: Mapping[str, Any]) -> list[str]:
         "",
         f"{', '.join(result['from_remade'])} go on from models that were made again by the same commands with the "
         f"same seeds, and came out with other bits than those of {study.study.name} (`--any-start`; another processor "
-        "rounds otherwise). What such a model was trained on, and what responses and annotation took, is of that study "
-        "and its start: the annotations are kept, and were not made again. They were evaluated again, and what is said "
-        "of a run before GRPO is of the very model that it goes on from. The comparison has one model of each method "
-        f"and seed: that of {study.study.name} where any run goes on from it, else what was made again.",
+        "rounds otherwise). Such a model is trained on the annotations that are kept with that study's results, which "
+        "are of its own start, and what responses and annotation took is from there. It was evaluated again: what is "
+        "said of a run before GRPO is of the very model that it goes on from. The comparison has one model of each "
+        f"method and seed: that of {study.study.name} where any run goes on from it, else what was made again.",
     ]
 
 
@@ -289,16 +297,17 @@ def _differences(study: RlStudy, compared: Mapping[str, Any]) -> list[str]:
     """Return how arms differ from one another and from their own starts, as the comparison has it."""
     own = {frozenset((name, arm.origin)) for name, arm in study.arms.items()}
     own |= {frozenset(both) for both in combinations(study.arms, 2)}
-    shown = [pair for pair in compared["pairs"] if frozenset(pair.split(" - ")) in own]
+    shown = [pair for pair in compared["pairs"] if frozenset(names_of(compared, pair)) in own]
     file = f"{study.results.name}/comparison.md"
-    corrected = len(compared["pairs"])
+    corrected, table = len(compared["pairs"]), difference_table(compared, shown, [study.task])
+    single = f" {SINGLE}: a single seed." if any(SINGLE in line for line in table) else ""
     return [
         "",
         "Each arm against its own start, and against the others: percentage points, and nats of entropy. The intervals "
         f"are not corrected; p is, by Holm's procedure, for all {corrected} differences of [{file}]({file}) in that "
-        "metric. An asterisk: significant.",
+        f"metric. An asterisk: significant.{single}",
         "",
-        *difference_table(compared, shown, [study.task]),
+        *table,
     ]
 
 
@@ -352,6 +361,9 @@ def _equal(study: RlStudy, result: Mapping[str, Any]) -> list[str]:
     totals = result["equal_compute"]
     measured = totals[-1]["arms"][totals[-1]["end_of"]]
     largest = sorted((name for name in measured if name.startswith("eval_pass@")), key=_samples)[-1:]
+    mixed = ""
+    if len({tuple(arm["seeds"]) for arm in result["arms"].values()}) > 1:
+        mixed = " A value is over the seeds that the arm of its row and that of its column both have."
     lines = [
         "On the held-out problems, by all tokens that were spent on a model until then, before GRPO and after it:",
         "",
@@ -360,7 +372,7 @@ def _equal(study: RlStudy, result: Mapping[str, Any]) -> list[str]:
         "On the validation problems, by the last validation at or below so many tokens of annotation, training and "
         "GRPO together. The columns are the totals at which arms end, seed by seed (means are shown). A dash: "
         "annotation and training alone take more. An asterisk: all of its runs had ended before, and what "
-        "they would have come to with the rest is not known.",
+        f"they would have come to with the rest is not known.{mixed}",
     ]
     for name, arm in result["arms"].items():
         given = result["arms"].get(study.arms[name].compute_of)
@@ -386,10 +398,14 @@ def _equal(study: RlStudy, result: Mapping[str, Any]) -> list[str]:
 
 def _by_tokens(result: Mapping[str, Any]) -> list[str]:
     points: dict[str, tuple[int, Mapping[str, Any]]] = {}
+    most: dict[str, int] = {}
     for name, arm in result["arms"].items():
         cost = arm["compute"]
-        if arm["before"]:
-            points[f"{arm['from']}, before GRPO"] = (cost["annotation"] + cost["training"], arm["before"])
+        key = f"{arm['from']}, before GRPO"
+        # Of arms that go on from the same method the one with most seeds, the first of several.
+        if arm["before"] and arm["before"]["pass@1"]["seeds"] > most.get(key, 0):
+            most[key] = arm["before"]["pass@1"]["seeds"]
+            points[key] = (cost["annotation"] + cost["training"], arm["before"])
         points[name] = (cost["total"], arm["heldout"])
     shown = _accuracies(result)
     return [

@@ -76,7 +76,8 @@ def compared_files(study: RlStudy, record: Study) -> list[Path]:
         file = all_runs.origin_file(unit, bits)
         if unit not in before or file == cell_file(record, unit):
             before[unit] = file
-    return [*(result_file(study, run) for run in done), *(file for file in before.values() if file.exists())]
+    # These first: a difference is what comes later less what comes before.
+    return [*(file for file in before.values() if file.exists()), *(result_file(study, run) for run in done)]
 
 
 class _Runs:
@@ -139,7 +140,8 @@ class _Runs:
 
     def origin_cell(self, unit: Unit, bits: str) -> dict[str, Any] | None:
         """Return the evaluation of a model with these bits, if it is there."""
-        return read_result(self.origin_file(unit, bits), self._task.settings_of(unit), below=_SETTINGS)
+        found = read_result(self.origin_file(unit, bits), self._task.settings_of(unit), below=_SETTINGS)
+        return found if found and found["settings"]["study"].get(model_key(unit)) in (None, bits) else None
 
     def _evaluate_remade(self, unit: Unit, made: Mapping[str, Any], evaluation: EvaluateSettings) -> None:
         """Evaluate the model that a run goes on from if it was made again with other bits, which --any-start allows.
@@ -150,6 +152,9 @@ class _Runs:
         path, before = self.origin_file(unit, made[key]), self._task.result(unit)
         if before is None or path == cell_file(self._record, unit) or self.origin_cell(unit, made[key]):
             return
+        # The other study may have evaluated its own there, if it was made here.
+        output = evaluation.output.model_copy(update={"output": self._root / "evaluations" / path.stem})
+        evaluation = evaluation.model_copy(update={"output": output})
         run_step(unit.name, Step(f"evaluate {unit.label}", "evaluate", evaluation))
         kept = before["settings"]["study"]
         cell = cell_of(
@@ -185,7 +190,8 @@ class _Runs:
                 f"what {run.name} goes on from took {own:,}, so that no step is left; name an arm that takes more"
             )
         # A step of the same batch takes as many tokens as its responses are long, which differ from model to model.
-        like = next((name for name in self._study.arms if begins_as(self._study, run.arm, name)), other_arm)
+        alike = (name for name in self._study.arms if begins_as(self._study, run.arm, name))
+        like = next((name for name in alike if run.seed < self._study.seeds_of(name)), other_arm)
         first = self.compute(Run(run.task, like, run.seed))["settings"]["study"]
         per_step = first["compute"]["rl"] / first["steps"]
         return steps_for(total - own, per_step, multiple=self._steps_per_rollouts(run))

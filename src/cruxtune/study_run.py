@@ -179,15 +179,15 @@ class StudyTask:
         cell = self.finished(unit) if trained else self.result(unit)
         settings = cell["settings"] if cell else {}
         kept = settings.get("study", {})
-        self.must_be(f"{path} start", kept.get("start"), self._start["hash"])
+        self._must_be(f"{path} start", kept.get("start"), self._start["hash"])
         if trained:
-            self.must_be(f"{path} masks", kept["masks"], self._annotations["masks"])
+            self._must_be(f"{path} masks", kept["masks"], self._annotations["masks"])
         steps = self._steps(unit, settings["learning_rate"] if trained else None)
         evaluation = steps[f"evaluate {unit.label}"].settings
         assert isinstance(evaluation, EvaluateSettings)
         if trained:
             self._train(unit, steps)
-            self.must_be(f"{path} weights", kept.get("weights"), weights_hash(self._root / "models" / unit.label))
+            self._must_be(f"{path} weights", kept.get("weights"), weights_hash(self._root / "models" / unit.label))
         return evaluation
 
     def made(self, unit: Unit) -> dict[str, Any]:
@@ -229,9 +229,9 @@ class StudyTask:
             cost = self._do(unit, self._steps()["coldstart"])["accounting"]
             now = weights_hash(self._root / "models" / START)
         stated = self._study.tasks[self._name].start_hash
-        self.must_be(f"tasks.{self._name}.start_hash", stated, now)
+        self._must_be(f"tasks.{self._name}.start_hash", stated, now)
         if before is not None:
-            self.must_be(f"{result_file(self._study, unit)} hash", before["hash"], now)
+            self._must_be(f"{result_file(self._study, unit)} hash", before["hash"], now)
             # What goes on from another start, with --any-start, names that one.
             return {**before, "hash": now}
         return self._keep(unit, {"hash": now, "threads": self._study.threads, "accounting": cost})
@@ -247,7 +247,7 @@ class StudyTask:
             # responses that were annotated anew.
             if not made.exists():
                 _copy(kept, made)
-            self.must_be(f"{result_file(self._study, unit)} masks", before["masks"], masks_hash(made))
+            self._must_be(f"{result_file(self._study, unit)} masks", before["masks"], masks_hash(made))
             return {**before, "start": start["hash"]}
         costs = {"respond": self._do(unit, steps["respond"])["accounting"]}
         if kept.is_dir() and not made.exists():
@@ -258,7 +258,7 @@ class StudyTask:
             share = costs["annotate"]["critical_tokens"] / costs["annotate"]["known_tokens"]
             content = {"masks": now, "start": start["hash"], "critical_share": share, "accounting": costs}
             before = self._keep(unit, content)
-        self.must_be(f"{result_file(self._study, unit)} masks", before["masks"], now)
+        self._must_be(f"{result_file(self._study, unit)} masks", before["masks"], now)
         # With --any-start they may be others than those of the results, which are the ones to keep.
         if before["masks"] == now and not kept.exists():
             _copy(made, kept)
@@ -349,7 +349,7 @@ class StudyTask:
         self.forget(unit)
         return result
 
-    def must_be(self, what: str, before: str | None, now: str) -> None:
+    def _must_be(self, what: str, before: str | None, now: str) -> None:
         """Refuse, or warn of, a start or annotations that are not what they were."""
         if before is None or before == now:
             return
