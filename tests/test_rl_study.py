@@ -26,8 +26,6 @@ RUNS = [
     *("sums/grpo-1", "sums/sft-grpo-1", "sums/cft-grpo-1", "sums/grpo-longer-1"),
 ]
 
-LONGER = {"longer": {"from": "start", "compute_of": "sft-grpo"}}
-
 
 @pytest.fixture
 def content(study_recipe: dict[str, Any]) -> dict[str, Any]:
@@ -80,6 +78,16 @@ def content(study_recipe: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+@pytest.fixture
+def committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the committed results, and of the studies' files, in the working directory."""
+    for name in ("small", "rl"):
+        shutil.copytree(ROOT / "docs" / "results" / name, tmp_path / "docs" / "results" / name)
+    shutil.copytree(ROOT / "recipes" / "studies", tmp_path / "recipes" / "studies")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "docs" / "results"
+
+
 def written(content: dict[str, Any]) -> Path:
     """The file of a study."""
     path = Path("studies/rl.yaml")
@@ -94,9 +102,9 @@ def test_runs_come_seed_by_seed(content: dict[str, Any]) -> None:
     lines = list(listing(study, record))
     assert lines[3] == "missing    9 min  sums/grpo-longer-0"
     assert lines[8] == f"left: about {(2 * 9 + 6 * 3) / 60:.1f} hours"
-    assert [line.rpartition(" | ")[0].rpartition(" | ")[0] for line in lines[-2:]] == [
-        "| 6 held-out | 2 and 2",
-        "| 4 validation | 2 and 2",
+    assert [line.split(" | ")[:2] for line in lines[-2:]] == [
+        ["| 6 held-out", "2 and 2"],
+        ["| 4 validation", "2 and 2"],
     ]
 
 
@@ -126,12 +134,7 @@ def test_an_arm_may_have_fewer_seeds(content: dict[str, Any]) -> None:
         ({"arms": {"a": {"from": "start", "compute_of": "b"}}}, "arms.a.compute_of: b is no arm above"),
         ({"arms": {"a": {"from": "start", "seeds": 3}}}, "arms.a.seeds: seeds has 2; give it no more"),
         (
-            {
-                "arms": {
-                    "a": {"from": "start", "seeds": 1},
-                    "b": {"from": "start", "compute_of": "a"},
-                }
-            },
+            {"arms": {"a": {"from": "start", "seeds": 1}, "b": {"from": "start", "compute_of": "a"}}},
             "arms.b.seeds: a, whose compute it takes, has 1; give it no more",
         ),
         ({"rl": {"steps": 2, "seed": 1}}, "rl.seed: this follows from the study"),
@@ -165,16 +168,6 @@ def test_the_committed_files_are_those_of_the_results(committed: Path) -> None:
         assert (committed / name).read_bytes() == (ROOT / "docs" / "results" / name).read_bytes(), name
 
 
-@pytest.fixture
-def committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the committed results, and of the studies' files, in the working directory."""
-    for name in ("small", "rl"):
-        shutil.copytree(ROOT / "docs" / "results" / name, tmp_path / "docs" / "results" / name)
-    shutil.copytree(ROOT / "recipes" / "studies", tmp_path / "recipes" / "studies")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path / "docs" / "results"
-
-
 def test_a_run_is_beside_the_bits_that_it_went_on_from(committed: Path) -> None:
     """Also where other runs of its arm went on from others; the comparison has the record's model if any run had."""
     from cruxtune.rl_study_run import compared_files, read_origins, read_runs
@@ -193,22 +186,23 @@ def test_a_run_is_beside_the_bits_that_it_went_on_from(committed: Path) -> None:
                 file.write_text(json.dumps(cell))
 
     def starts() -> list[Path]:
-        return [file for file in compared_files(study, record) if file in (own, remade)]
+        return [file for file in compared_files(study, record, read_runs(study, record)) if file in (own, remade)]
 
     let(hashes[remade])
     assert starts() == [remade]
     let(hashes[remade], hashes[own])
     assert starts() == [own]
-    found = read_origins(study, record)
+    found = read_origins(study, record, read_runs(study, record))
     greedy = {file: json.loads(file.read_text())["greedy"] for file in (own, remade)}
     assert greedy[own] != greedy[remade]
     assert [found[f"sums/grpo-{seed}"]["greedy"] for seed in (0, 1)] == [greedy[remade], greedy[own]]
     # The name has eight digits of the hash alone.
     let(hashes[remade][:8] + "0" * 56)
-    assert "sums/grpo-0" not in read_origins(study, record)
+    assert "sums/grpo-0" not in read_origins(study, record, read_runs(study, record))
 
     let(hashes[own])
-    result = summarise(study, read_runs(study, record), read_origins(study, record))
+    done = read_runs(study, record)
+    result = summarise(study, done, read_origins(study, record, done))
     for name, arm in result["arms"].items():
         cells = [json.loads((committed / f"rl/sums/{name}-{seed}.json").read_text()) for seed in arm["seeds"]]
         took = [(cell["seconds"]["rl"] + cell["seconds"]["evaluate"]) / 60 for cell in cells]
@@ -430,11 +424,8 @@ def test_a_model_made_again_with_other_bits_is_evaluated_and_named(content: dict
         about = cells[name]["settings"]["study"]
         assert about["instead_of"] == one
         assert {key: about[key] for key in bits[name]} == bits[name]
-        assert (cells[name]["method"], cells[name]["seed"], len(cells[name]["greedy"])) == (
-            name[:5].strip("-0"),
-            seed,
-            6,
-        )
+        found = (cells[name]["method"], cells[name]["seed"], len(cells[name]["greedy"]))
+        assert found == (name.removesuffix("-0"), seed, 6)
     result = json.loads(Path("rl-found.json").read_text())
     assert result["from_remade"] == ["sums/grpo-0", "sums/sft-grpo-0"]
     for arm, name in (("grpo", "start"), ("sft-grpo", "sft-0")):
@@ -467,7 +458,8 @@ def test_a_model_made_again_with_other_bits_is_evaluated_and_named(content: dict
     assert compared["metrics"]["pass@1"]["value"] == 0.0
     # An arm that is given the compute of another one, and begins with other bits than the arm that begins alike.
     same = {**result["arms"]["grpo"], "steps_bought": [2]}
-    study, record = read_rl_study(written({**content, "arms": {**content["arms"], **LONGER}}), {})
+    content["arms"]["longer"] = {"from": "start", "compute_of": "sft-grpo"}
+    study, record = read_rl_study(written(content), {})
     for begun, said in (({**same, "from_weights": ["2" * 64]}, True), (same, False)):
         text = page("x", study, record, {**result, "arms": {**result["arms"], "longer": begun}})
         assert ("In seed 0 the two models differ in bits" in text) is said

@@ -71,14 +71,14 @@ def write_results(path: Path, study: RlStudy, record: Study) -> None:
     from cruxtune.stages.compare import compare
 
     found = read_runs(study, record)
-    result = summarise(study, found, read_origins(study, record))
+    result = summarise(study, found, read_origins(study, record, found))
     picture = compared = None
     study.results.parent.mkdir(parents=True, exist_ok=True)
     if found:
         picture = _beside(study, ".svg")
         write_atomic(picture, figure(result))
         write_atomic(_beside(study, ".json"), (json.dumps(result, indent=1, ensure_ascii=False) + "\n").encode())
-        compared = compare(CompareSettings(cells=compared_files(study, record), output=study.results))
+        compared = compare(CompareSettings(cells=compared_files(study, record, found), output=study.results))
     text = page(path.as_posix(), study, record, result, compared=compared, figure=picture.name if picture else None)
     write_atomic(_beside(study, ".md"), text.encode())
 

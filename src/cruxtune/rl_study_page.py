@@ -263,12 +263,12 @@ def _results(study: RlStudy, result: Mapping[str, Any], compared: Mapping[str, A
 def _whole_runs(study: RlStudy, result: Mapping[str, Any]) -> str:
     """Return how long runs took as a whole beside what was planned, as a sentence."""
     took = sorted(minutes for arm in result["arms"].values() for minutes in arm["minutes"])
-    planned = {study.minutes(name) for name in result["done"]} - {None}
+    planned = sorted({minutes for name in result["done"] if (minutes := study.minutes(name)) is not None})
     if not planned:
         return ""
     return (
         f" With its evaluation a run took {took[0]} to {took[-1]} minutes, and was planned to take "
-        f"{' or '.join(f'{minutes:.0f}' for minutes in sorted(filter(None, planned)))}."
+        f"{' or '.join(f'{minutes:.0f}' for minutes in planned)}."
     )
 
 
@@ -398,14 +398,11 @@ def _equal(study: RlStudy, result: Mapping[str, Any]) -> list[str]:
 
 def _by_tokens(result: Mapping[str, Any]) -> list[str]:
     points: dict[str, tuple[int, Mapping[str, Any]]] = {}
-    most: dict[str, int] = {}
-    for name, arm in result["arms"].items():
+    # Of arms that go on from the same method, what the one with most seeds began with.
+    for name, arm in sorted(result["arms"].items(), key=lambda item: len(item[1]["seeds"]), reverse=True):
         cost = arm["compute"]
-        key = f"{arm['from']}, before GRPO"
-        # Of arms that go on from the same method the one with most seeds, the first of several.
-        if arm["before"] and arm["before"]["pass@1"]["seeds"] > most.get(key, 0):
-            most[key] = arm["before"]["pass@1"]["seeds"]
-            points[key] = (cost["annotation"] + cost["training"], arm["before"])
+        if arm["before"]:
+            points.setdefault(f"{arm['from']}, before GRPO", (cost["annotation"] + cost["training"], arm["before"]))
         points[name] = (cost["total"], arm["heldout"])
     shown = _accuracies(result)
     return [

@@ -55,25 +55,29 @@ def read_runs(study: RlStudy, record: Study) -> dict[str, dict[str, Any]]:
     return run_rl_study(study, record, Clock(max_minutes=0))
 
 
-def read_origins(study: RlStudy, record: Study) -> dict[str, dict[str, Any]]:
-    """Return the cells that there are of the models that finished runs went on from, by the run's name."""
+def read_origins(study: RlStudy, record: Study, found: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return the cells that there are of the models that finished runs went on from, by the run's name.
+
+    `found` are the results that there are, as `read_runs` has them.
+    """
     all_runs = _Runs(study, record, Clock(max_minutes=0), any_start=False)
-    found = {run.name: all_runs.origin_cell(origin(study, run), bits) for run, bits in all_runs.bits().items()}
-    return {name: cell for name, cell in found.items() if cell is not None}
+    done = [run for run in runs(study) if run.name in found]
+    cells = {run.name: all_runs.origin_cell(origin(study, run), _bits(found[run.name])) for run in done}
+    return {name: cell for name, cell in cells.items() if cell is not None}
 
 
-def compared_files(study: RlStudy, record: Study) -> list[Path]:
+def compared_files(study: RlStudy, record: Study, found: Mapping[str, Mapping[str, Any]]) -> list[Path]:
     """Return the cells that are compared: those of finished runs, and one of each model that they went on from.
 
     Where runs went on from a model of the other study and from one made again in its place, it is the former: a
-    method has one model of a seed, and there is one start.
+    method has one model of a seed, and there is one start. `found` are the results that there are.
     """
     all_runs = _Runs(study, record, Clock(max_minutes=0), any_start=False)
-    done = all_runs.bits()
+    done = [run for run in runs(study) if run.name in found]
     before: dict[Unit, Path] = {}
-    for run, bits in done.items():
+    for run in done:
         unit = origin(study, run)
-        file = all_runs.origin_file(unit, bits)
+        file = all_runs.origin_file(unit, _bits(found[run.name]))
         if unit not in before or file == cell_file(record, unit):
             before[unit] = file
     # These first: a difference is what comes later less what comes before.
@@ -128,14 +132,10 @@ class _Runs:
         result: dict[str, Any] = json.loads(path.read_text())
         return result
 
-    def bits(self) -> dict[Run, str]:
-        """Return the hash of the model that each finished run went on from."""
-        found = {run: self.result(run) for run in runs(self._study)}
-        return {run: result["settings"]["study"]["from_weights"] for run, result in found.items() if result}
-
     def origin_file(self, unit: Unit, bits: str) -> Path:
         """Return where the evaluation of a model with these bits is: what the other study had, or what was remade."""
-        kept = ((self._task.result(unit) or {}).get("settings") or {}).get("study", {}).get(model_key(unit))
+        cell = self._task.result(unit)
+        kept = cell["settings"]["study"].get(model_key(unit)) if cell else None
         return cell_file(self._record, unit) if kept in (None, bits) else remade_file(self._study, unit, bits)
 
     def origin_cell(self, unit: Unit, bits: str) -> dict[str, Any] | None:
@@ -149,13 +149,14 @@ class _Runs:
         Otherwise a run would be compared with a model that it does not come from.
         """
         key = model_key(unit)
-        path, before = self.origin_file(unit, made[key]), self._task.result(unit)
-        if before is None or path == cell_file(self._record, unit) or self.origin_cell(unit, made[key]):
+        path = self.origin_file(unit, made[key])
+        if path == cell_file(self._record, unit) or self.origin_cell(unit, made[key]):
             return
         # The other study may have evaluated its own there, if it was made here.
         output = evaluation.output.model_copy(update={"output": self._root / "evaluations" / path.stem})
         evaluation = evaluation.model_copy(update={"output": output})
         run_step(unit.name, Step(f"evaluate {unit.label}", "evaluate", evaluation))
+        before = self._task.finished(unit)
         kept = before["settings"]["study"]
         cell = cell_of(
             evaluation.output.output,
@@ -283,7 +284,7 @@ class _Runs:
         return cell.model_copy(update={"settings": {**named, "study": study}, "training": training, "seconds": seconds})
 
     def _settings(self, run: Run) -> dict[str, Any]:
-        """Return what the result of a run depends on."""
+        """Return what the result of a run depends on, which is not how many others there are."""
         return {
             "rl": self._study.rl,
             "arm": self._study.arms[run.arm].model_dump(
@@ -292,6 +293,12 @@ class _Runs:
             "validation": self._study.validation_problems,
             "origin": self._task.settings_of(origin(self._study, run)),
         }
+
+
+def _bits(result: Mapping[str, Any]) -> str:
+    """Return the hash of the model that a run went on from."""
+    bits: str = result["settings"]["study"]["from_weights"]
+    return bits
 
 
 def _curves(log: Path) -> dict[str, list[tuple[int, float]]]:
